@@ -1,0 +1,48 @@
+"""Mistakes found in what a user declared: each with its place, what was found and what to do."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGE = str(Path(__file__).parents[1])
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: where it stands, what was found there, and what was expected instead."""
+
+    place: str
+    found: str
+    expected: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.found}; {self.expected}"
+
+
+class ProjectError(Exception):
+    """Everything that is wrong with a project, found in one pass."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def declared_at() -> str:
+    """`file:line` of the nearest caller outside this package: where the user wrote the declaration."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((PACKAGE, "<string>")):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint that ends an error message: the most similar known name, or the known names when none is similar."""
+    names = sorted(known)
+    match = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if match:
+        return f"did you mean {match[0]!r}?"
+    return f"known: {', '.join(names[:12])}" if names else "none is declared"

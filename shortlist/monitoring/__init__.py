@@ -1,0 +1,1 @@
+"""Is it still true? The audit that compares what was served with what replay says."""

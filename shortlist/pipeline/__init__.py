@@ -1,0 +1,1 @@
+"""How does a request flow? Queries, candidates, slates, the stages between them and the runner that calls them."""

@@ -1,0 +1,81 @@
+"""The stages of a request, one verb each. A stage's return type is its permission.
+
+A query hydrator learns about the query, a source proposes items, a hydrator and a scorer describe them with columns,
+a filter drops (a mask), a selector arranges (an order), an observer watches (nothing). None of them can do another's
+work, because none of them returns what that would take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shortlist.pipeline.candidates import Candidates, Column
+from shortlist.pipeline.query import Query, Slate
+
+
+class Stage(Protocol):
+    """Anything with a name: metrics, explanations and `degraded` speak of stages by it."""
+
+    @property
+    def name(self) -> str:
+        """Unique within its pipeline."""
+
+
+class QueryHydrator(Stage, Protocol):
+    """Learns about the query before anything is retrieved: the user's features, the user's vector."""
+
+    def learn(self, query: Query) -> Mapping[str, Any]:
+        """What became known; the runner writes it to `query.known`."""
+
+
+class Source(Stage, Protocol):
+    """Proposes items."""
+
+    def propose(self, query: Query) -> Candidates:
+        """At most the source's own quota of items, best first."""
+
+
+class Hydrator(Stage, Protocol):
+    """Describes candidates with columns."""
+
+    def describe(self, query: Query, candidates: Candidates) -> Candidates:
+        """The same candidates in the same order, with more columns; the runner refuses anything else."""
+
+
+class Filter(Stage, Protocol):
+    """Drops candidates."""
+
+    def keep(self, query: Query, candidates: Candidates) -> NDArray[np.bool_]:
+        """True for each candidate that stays."""
+
+
+class Scorer(Stage, Protocol):
+    """Gives each candidate a score; higher is better, NaN ranks last."""
+
+    def score(self, query: Query, candidates: Candidates) -> Column:
+        """One score per candidate."""
+
+
+class Selector(Stage, Protocol):
+    """Arranges scored candidates; they carry the column `score`."""
+
+    def arrange(self, query: Query, candidates: Candidates) -> NDArray[np.intp]:
+        """Indexes into the candidates in the order of the slate; what is left out is the reserve."""
+
+
+class Observer(Stage, Protocol):
+    """Watches the finished slate: logs impressions, counts metrics."""
+
+    def observe(self, query: Query, slate: Slate, shown: Candidates) -> None:
+        """Called after the answer is ready; `shown` are the slate's candidates with every column."""
+
+
+class Ranker(Protocol):
+    """The one shape: a pipeline is a ranker, and so is everything that wraps one."""
+
+    def rank(self, query: Query) -> Slate:
+        """At most `query.k` items, best first; never an error for a user or an item that is unknown."""

@@ -1,0 +1,1 @@
+"""In what order? Scorers: the linear baseline and gradient-boosted trees."""

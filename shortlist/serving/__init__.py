@@ -1,0 +1,1 @@
+"""How do we answer in time? The HTTP service around the pipeline."""
