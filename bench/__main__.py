@@ -13,7 +13,9 @@ import bench
 
 def main() -> int:
     """Parse the command line, run the benchmark, print its figures as JSON."""
-    names = sorted(m.name for m in pkgutil.iter_modules(bench.__path__) if not m.name.startswith("_") and m.name != "peers")
+    names = sorted(
+        m.name for m in pkgutil.iter_modules(bench.__path__) if not m.name.startswith("_") and m.name != "peers"
+    )
     if len(sys.argv) < 2 or sys.argv[1] not in [name.replace("_", "-") for name in names]:
         print(f"usage: python -m bench NAME [--quick]\nNAME is one of: {', '.join(n.replace('_', '-') for n in names)}")
         return 0 if sys.argv[1:2] in (["-h"], ["--help"]) else 2
