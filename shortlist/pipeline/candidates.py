@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +16,15 @@ class Candidates:
     """Items as indexes into the catalogue, with write-once named columns of one value per item.
 
     `matrix` is the block of feature columns, shape (features, items), named by `features`: kept whole because
-    scorers read it whole, feature by feature.
+    scorers read it whole, feature by feature. `own` is set where the caller brought the items: the place of each
+    in `query.items`; only then an index may be -1, which is an item that the catalogue does not know.
     """
 
     items: NDArray[np.int32]
     columns: Mapping[str, Column] = field(default_factory=dict)
     features: tuple[str, ...] = ()
     matrix: NDArray[np.float64] | None = None
+    own: NDArray[np.int32] | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -34,7 +36,7 @@ class Candidates:
                 raise KeyError(f"column {name!r} is written already; columns are written once")
             if len(column) != len(self):
                 raise ValueError(f"column {name!r} has {len(column)} values for {len(self)} candidates")
-        return Candidates(self.items, {**self.columns, **columns}, self.features, self.matrix)
+        return replace(self, columns={**self.columns, **columns})
 
     def with_matrix(self, features: tuple[str, ...], matrix: NDArray[np.float64]) -> Candidates:
         """These candidates with the feature block, shape (features, items), written once."""
@@ -42,10 +44,42 @@ class Candidates:
             raise KeyError("the feature block is written already; it is written once")
         if matrix.shape != (len(features), len(self)):
             raise ValueError(f"the feature block has shape {matrix.shape}, expected {(len(features), len(self))}")
-        return Candidates(self.items, self.columns, features, matrix)
+        return replace(self, features=features, matrix=matrix)
 
     def take(self, chosen: NDArray[np.intp] | NDArray[np.bool_]) -> Candidates:
         """The chosen candidates: a mask, or indexes in their new order."""
         matrix = None if self.matrix is None else np.ascontiguousarray(self.matrix[:, chosen])
         columns = {name: column[chosen] for name, column in self.columns.items()}
-        return Candidates(self.items[chosen], columns, self.features, matrix)
+        own = None if self.own is None else self.own[chosen]
+        return Candidates(self.items[chosen], columns, self.features, matrix, own)
+
+    def followed_by(self, others: Candidates) -> Candidates:
+        """These candidates and then the others. A column or feature that only one side has is NaN for the other.
+
+        Either both are the caller's own items or neither is; ValueError otherwise.
+        """
+        if not len(self) or not len(others):
+            return self if len(self) else others
+        if (self.own is None) != (others.own is None):
+            raise ValueError("the caller's own items and retrieved ones do not mix")
+        columns = {
+            name: np.concatenate([_column(side, name) for side in (self, others)])
+            for name in dict.fromkeys((*self.columns, *others.columns))
+        }
+        features = self.features or others.features
+        matrix = None
+        if self.matrix is not None or others.matrix is not None:
+            matrix = np.concatenate([_block(side, features) for side in (self, others)], axis=1)
+        own = None if self.own is None or others.own is None else np.concatenate([self.own, others.own])
+        return Candidates(np.concatenate([self.items, others.items]), columns, features, matrix, own)
+
+
+def _column(side: Candidates, name: str) -> Column:
+    return side.columns.get(name, np.full(len(side), np.nan))
+
+
+def _block(side: Candidates, features: tuple[str, ...]) -> NDArray[np.float64]:
+    return np.full((len(features), len(side)), np.nan) if side.matrix is None else side.matrix
+
+
+NOTHING = Candidates(np.empty(0, np.int32))

@@ -47,7 +47,7 @@ class Hydrator(Stage, Protocol):
 
 
 class Filter(Stage, Protocol):
-    """Drops candidates."""
+    """Drops candidates. Filters are never skipped, whatever the deadline: what they say holds always."""
 
     def keep(self, query: Query, candidates: Candidates) -> NDArray[np.bool_]:
         """True for each candidate that stays."""
@@ -60,18 +60,31 @@ class Scorer(Stage, Protocol):
         """One score per candidate."""
 
 
+class Merger(Stage, Protocol):
+    """Makes one list of what the sources propose."""
+
+    def merge(self, query: Query, proposals: Mapping[str, Candidates]) -> Candidates:
+        """The proposals of each source by its name, as one list without duplicates, best first."""
+
+
 class Selector(Stage, Protocol):
     """Arranges scored candidates; they carry the column `score`."""
 
     def arrange(self, query: Query, candidates: Candidates) -> NDArray[np.intp]:
-        """Indexes into the candidates in the order of the slate; what is left out is the reserve."""
+        """Indexes into the candidates in the order of the slate; those behind the first `query.k` are the reserve.
+
+        A candidate that is left out is not shown.
+        """
 
 
 class Observer(Stage, Protocol):
     """Watches the finished slate: logs impressions, counts metrics."""
 
     def observe(self, query: Query, slate: Slate, shown: Candidates) -> None:
-        """Called after the answer is ready; `shown` are the slate's candidates with every column."""
+        """Called when the answer is ready and before it is sent: keep what is needed and return at once.
+
+        `shown` are the slate's candidates with every column.
+        """
 
 
 class Ranker(Protocol):

@@ -1,0 +1,73 @@
+"""Why these items: what each source proposed, what each filter dropped, and what the shown items are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from shortlist.pipeline.candidates import Candidates, Column
+from shortlist.pipeline.query import Query
+from shortlist.pipeline.stages import Scorer
+from shortlist.pipeline.trace import Trace
+
+NAMED = 20
+"""How many items of each source an explanation names; all are counted."""
+
+
+@runtime_checkable
+class Attributing(Protocol):
+    """A scorer that can say how much each feature contributed to each score."""
+
+    def contributions(self, query: Query, candidates: Candidates) -> Mapping[str, Column]:
+        """One column per feature, and `bias`; they add up to the score."""
+
+
+def explain(
+    query: Query,
+    trace: Trace,
+    proposals: Mapping[str, Sequence[str]],
+    items: Sequence[str],
+    shown: Candidates,
+    scorer: Scorer | None,
+    versions: Mapping[str, str],
+) -> dict[str, Any]:
+    """The explanation of one slate as plain JSON values; what is missing is null."""
+    contributions: Mapping[str, Column] = {}
+    if len(shown) and isinstance(scorer, Attributing):
+        contributions = trace.call(
+            "explain", scorer.name, len(shown), lambda: scorer.contributions(query, shown), contributions
+        )
+    dropped: dict[str, int] = {}
+    for step in trace.steps:
+        if step.verb == "filter":
+            dropped[step.stage] = dropped.get(step.stage, 0) + step.given - step.kept
+    return {
+        "sources": {name: {"proposed": len(ids), "first": list(ids[:NAMED])} for name, ids in proposals.items()},
+        "filters": {name: {"dropped": count} for name, count in dropped.items()},
+        "items": [
+            {
+                "item": item,
+                "columns": _row(shown.columns, place),
+                "features": {
+                    name: _plain(float(shown.matrix[number, place])) for number, name in enumerate(shown.features)
+                }
+                if shown.matrix is not None
+                else {},
+                "contributions": _row(contributions, place),
+            }
+            for place, item in enumerate(items)
+        ],
+        "versions": dict(versions),
+        "now": query.now,
+        "deadline_ms_left": round(query.deadline.remaining_ms, 3),
+        "steps": [step.to_dict() for step in trace.steps],
+    }
+
+
+def _row(columns: Mapping[str, Column], place: int) -> dict[str, float | None]:
+    return {name: _plain(float(column[place])) for name, column in columns.items()}
+
+
+def _plain(value: float) -> float | None:
+    return value if math.isfinite(value) else None

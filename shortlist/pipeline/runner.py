@@ -1,0 +1,238 @@
+"""The runner: one query through the stages, within its deadline, and never without an answer.
+
+    understand -> retrieve and merge -> filter -> hydrate -> score -> select -> late filters -> respond -> observe
+
+Filters that need nothing but the item stand before the hydrators, so that nothing is computed for what is not shown;
+late filters see every column and are refilled from the reserve, which is the rest of the selector's order. Where
+fewer than k items remain, rounds of the last resort (the whole catalogue, most popular first) go the same way. A
+filter holds always: it is never skipped, and one that fails drops what it was asked about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shortlist.pipeline.candidates import NOTHING, Candidates, Column
+from shortlist.pipeline.explanation import explain
+from shortlist.pipeline.query import Query, Slate
+from shortlist.pipeline.stages import (
+    Filter,
+    Hydrator,
+    Merger,
+    Observer,
+    QueryHydrator,
+    Scorer,
+    Selector,
+    Source,
+)
+from shortlist.pipeline.trace import Paces, Trace
+
+PORTION = 256
+"""Items of the first round of the last resort; each further round is twice as large."""
+
+
+class Catalogue(Protocol):
+    """The items' ids, and their indexes; `Entities` is one."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The id of each index."""
+
+    def index_of(self, ids: Sequence[str]) -> NDArray[np.int32]:
+        """The index of each id; -1 where it is unknown."""
+
+
+class ByScore:
+    """The selector that sorts by score. Ties keep their order; a score that is not finite ranks last."""
+
+    name = "by_score"
+
+    def arrange(self, query: Query, candidates: Candidates) -> NDArray[np.intp]:  # noqa: ARG002
+        """Every candidate, best score first."""
+        score = candidates.columns["score"]
+        return np.argsort(np.where(np.isfinite(score), -score, np.inf), kind="stable")
+
+
+@dataclass(frozen=True, eq=False)
+class Pipeline:
+    """A ranker made of stages. `rank` may be called from several threads where the stages may.
+
+    `defaults` are the columns, each with one value, that a hydrator stands for when it is skipped: {hydrator: {column:
+    value}}. A scorer that is skipped leaves the order in which the candidates were retrieved. `last_resort` proposes
+    the whole catalogue, best first. `watch` sees the trace of every query.
+    """
+
+    catalogue: Catalogue
+    scorer: Scorer | None = None
+    understand: Sequence[QueryHydrator] = ()
+    sources: Sequence[Source] = ()
+    merger: Merger | None = None
+    filters: Sequence[Filter] = ()
+    hydrators: Sequence[Hydrator] = ()
+    selector: Selector = field(default_factory=ByScore)
+    late_filters: Sequence[Filter] = ()
+    observers: Sequence[Observer] = ()
+    last_resort: Source | None = None
+    defaults: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    release: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    watch: Callable[[Trace], None] | None = None
+    paces: Paces = field(default_factory=Paces)
+
+    def __post_init__(self) -> None:
+        if len(self.sources) > 1 and self.merger is None:
+            raise ValueError("several sources need a merger")
+
+    def rank(self, query: Query) -> Slate:
+        """At most `query.k` items, best first; fewer only where fewer are eligible. Never raises for a stage."""
+        trace = Trace(query.deadline, self.paces)
+        for stage in self.understand:
+            known = trace.attempt("understand", stage.name, 0, lambda stage=stage: stage.learn(query), {})
+            for name, value in known.items():
+                query.learn(name, value)
+        proposals = self._propose(query, trace)
+        shown = NOTHING
+        for candidates in self._rounds(query, trace, proposals):
+            shown = shown.followed_by(self._best(query, trace, candidates, query.k - len(shown)))
+            if len(shown) >= query.k:
+                break
+        slate = self._respond(query, trace, proposals, shown)
+        for observer in self.observers:
+            trace.call("observe", observer.name, len(shown), lambda o=observer: o.observe(query, slate, shown), None)
+        if self.watch is not None:
+            self.watch(trace)
+        return slate
+
+    def _propose(self, query: Query, trace: Trace) -> Mapping[str, Candidates]:
+        if query.items is not None:
+            return {"own": own_items(query.items, self.catalogue)}
+        return {
+            source.name: trace.attempt("propose", source.name, 0, lambda s=source: s.propose(query), NOTHING)
+            for source in self.sources
+        }
+
+    def _rounds(self, query: Query, trace: Trace, proposals: Mapping[str, Candidates]) -> Iterator[Candidates]:
+        """What may be shown: first what was retrieved, then portions of the last resort."""
+        first = self._merge(query, trace, proposals)
+        yield first
+        resort = self.last_resort
+        if resort is None or query.items is not None:
+            return
+        everything = trace.call("propose", resort.name, 0, lambda: resort.propose(query), NOTHING)
+        rest = everything.take(~np.isin(everything.items, first.items)) if len(first) else everything
+        start, size = 0, max(PORTION, query.k)
+        while start < len(rest):
+            yield rest.take(np.arange(start, min(start + size, len(rest))))
+            start, size = start + size, size * 2
+
+    def _merge(self, query: Query, trace: Trace, proposals: Mapping[str, Candidates]) -> Candidates:
+        merger = self.merger
+        if merger is None or query.items is not None:
+            return next(iter(proposals.values()), NOTHING)
+        given = sum(map(len, proposals.values()))
+        return trace.call("merge", merger.name, given, lambda: merger.merge(query, proposals), NOTHING)
+
+    def _best(self, query: Query, trace: Trace, candidates: Candidates, k: int) -> Candidates:
+        """The best `k` of these candidates that every filter lets through."""
+        for stage in self.filters:
+            candidates = self._filtered(query, trace, stage, candidates)
+        if not len(candidates):
+            return NOTHING
+        for hydrator in self.hydrators:
+            candidates = self._described(query, trace, hydrator, candidates)
+        scored = candidates.describe({"score": self._scores(query, trace, candidates)})
+        order = trace.call(
+            "select",
+            self.selector.name,
+            len(scored),
+            lambda: self.selector.arrange(query, scored),
+            np.arange(len(scored)),
+        )
+        return self._late_filtered(query, trace, scored, order, k)
+
+    def _late_filtered(
+        self, query: Query, trace: Trace, scored: Candidates, order: NDArray[np.intp], k: int
+    ) -> Candidates:
+        """The first `k` of the order, each dropped one replaced by the next of the reserve."""
+        if not self.late_filters:
+            return scored.take(order[:k])
+        shown, start = NOTHING, 0
+        while len(shown) < k and start < len(order):
+            stop = start + k - len(shown)
+            portion = scored.take(order[start:stop])
+            for stage in self.late_filters:
+                portion = self._filtered(query, trace, stage, portion)
+            shown, start = shown.followed_by(portion), stop
+        return shown
+
+    def _filtered(self, query: Query, trace: Trace, stage: Filter, candidates: Candidates) -> Candidates:
+        def kept() -> Candidates:
+            mask = stage.keep(query, candidates)
+            if mask.shape != candidates.items.shape:
+                raise ValueError(f"filter {stage.name}: a mask of shape {mask.shape} for {len(candidates)} candidates")
+            return candidates if mask.all() else candidates.take(mask)
+
+        return trace.call("filter", stage.name, len(candidates), kept, NOTHING) if len(candidates) else candidates
+
+    def _described(self, query: Query, trace: Trace, stage: Hydrator, candidates: Candidates) -> Candidates:
+        def described() -> Candidates:
+            result = stage.describe(query, candidates)
+            if result.items is not candidates.items and not np.array_equal(result.items, candidates.items):
+                raise ValueError(
+                    f"hydrator {stage.name}: returned other candidates; only a filter may drop, only a "
+                    "selector may order"
+                )
+            return result
+
+        values = self.defaults.get(stage.name, {})
+        default = candidates.describe({name: np.full(len(candidates), value) for name, value in values.items()})
+        return trace.attempt("hydrate", stage.name, len(candidates), described, default)
+
+    def _scores(self, query: Query, trace: Trace, candidates: Candidates) -> Column:
+        by_order = 1.0 / (1.0 + np.arange(len(candidates)))
+        scorer = self.scorer
+        if scorer is None:
+            return by_order
+
+        def scores() -> Column:
+            result = scorer.score(query, candidates)
+            if result.shape != by_order.shape:
+                raise ValueError(f"scorer {scorer.name}: shape {result.shape} for {len(candidates)} candidates")
+            return result
+
+        return trace.attempt("score", scorer.name, len(candidates), scores, by_order)
+
+    def _respond(self, query: Query, trace: Trace, proposals: Mapping[str, Candidates], shown: Candidates) -> Slate:
+        items = ids_of(shown, query, self.catalogue)
+        scores = shown.columns["score"].tolist() if len(shown) else []
+        explanation: Mapping[str, Any] | None = None
+        if query.explain:
+            names = {source: ids_of(found, query, self.catalogue) for source, found in proposals.items()}
+            explanation = explain(query, trace, names, items, shown, self.scorer, self.versions)
+        return Slate(
+            request=query.request,
+            items=tuple(items),
+            scores=tuple(scores),
+            propensities=(1.0,) * len(items),
+            release=self.release,
+            degraded=tuple(trace.degraded),
+            explanation=explanation,
+        )
+
+
+def own_items(items: Sequence[str], catalogue: Catalogue) -> Candidates:
+    """The caller's own items as candidates, in the caller's order; those that are unknown have the index -1."""
+    return Candidates(catalogue.index_of(items), own=np.arange(len(items), dtype=np.int32))
+
+
+def ids_of(candidates: Candidates, query: Query, catalogue: Catalogue) -> list[str]:
+    """The ids of candidates, be they retrieved or the caller's own."""
+    if candidates.own is not None and query.items is not None:
+        return [query.items[place] for place in candidates.own.tolist()]
+    known = catalogue.ids
+    return [known[index] for index in candidates.items.tolist()]

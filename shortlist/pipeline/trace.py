@@ -1,0 +1,101 @@
+"""What one query went through: the steps with their counts and times, and what was skipped."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from shortlist.pipeline.pace import Pace
+from shortlist.pipeline.query import Deadline
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One call of a stage. `kept` is how many candidates it returned; `outcome` is done, skipped or failed."""
+
+    verb: str
+    stage: str
+    ms: float
+    given: int
+    kept: int
+    outcome: str = "done"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the explanation."""
+        return {
+            "verb": self.verb,
+            "stage": self.stage,
+            "ms": round(self.ms, 3),
+            "given": self.given,
+            "kept": self.kept,
+            "outcome": self.outcome,
+        }
+
+
+class Paces:
+    """The pace of every stage of a pipeline, and how often each failed."""
+
+    def __init__(self) -> None:
+        self._paces: dict[str, Pace] = {}
+        self._failures: Counter[str] = Counter()
+
+    def of(self, stage: str) -> Pace:
+        """The pace of one stage."""
+        pace = self._paces.get(stage)
+        return self._paces.setdefault(stage, Pace()) if pace is None else pace
+
+    def failed(self, stage: str) -> None:
+        """Log the exception in flight: the 1st, 2nd, 4th, 8th … time, so that a broken stage does not flood the log."""
+        self._failures[stage] += 1
+        count = self._failures[stage]
+        if count & (count - 1) == 0:
+            logger.exception("stage %s failed (time %d) and was replaced by its default", stage, count)
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        """How often each stage failed."""
+        return self._failures
+
+
+@dataclass
+class Trace:
+    """The steps of one query, in order, and the stages that were skipped or replaced by their defaults."""
+
+    deadline: Deadline
+    paces: Paces
+    steps: list[Step] = field(default_factory=list)
+    degraded: list[str] = field(default_factory=list)
+
+    def attempt(self, verb: str, stage: str, given: int, run: Callable[[], Result], default: Result) -> Result:
+        """The result of an optional stage, or its default where it would miss the deadline or raises."""
+        pace = self.paces.of(stage)
+        if self.deadline.remaining_ms < pace.estimate_ms or self.deadline.remaining_ms <= 0:
+            pace.skipped()
+            self._note(verb, stage, 0.0, given, default, "skipped")
+            return default
+        return self.call(verb, stage, given, run, default)
+
+    def call(self, verb: str, stage: str, given: int, run: Callable[[], Result], default: Result) -> Result:
+        """The result of a stage that must run whatever the deadline, or its default where it raises."""
+        started = self.deadline.clock()
+        try:
+            result, outcome = run(), "done"
+        except Exception:
+            self.paces.failed(stage)
+            result, outcome = default, "failed"
+        took_ms = (self.deadline.clock() - started) * 1000
+        self.paces.of(stage).took(took_ms)
+        self._note(verb, stage, took_ms, given, result, outcome)
+        return result
+
+    def _note(self, verb: str, stage: str, ms: float, given: int, result: object, outcome: str) -> None:
+        kept = len(result) if hasattr(result, "__len__") else 0
+        self.steps.append(Step(verb, stage, ms, given, kept, outcome))
+        if outcome != "done" and stage not in self.degraded:
+            self.degraded.append(stage)
