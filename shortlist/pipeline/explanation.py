@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from shortlist.pipeline.candidates import Candidates, Column
@@ -16,7 +17,7 @@ NAMED = 20
 
 
 @runtime_checkable
-class Attributing(Protocol):
+class Attributing(Scorer, Protocol):
     """A scorer that can say how much each feature contributed to each score."""
 
     def contributions(self, query: Query, candidates: Candidates) -> Mapping[str, Column]:
@@ -34,10 +35,9 @@ def explain(
 ) -> dict[str, Any]:
     """The explanation of one slate as plain JSON values; what is missing is null."""
     contributions: Mapping[str, Column] = {}
-    if len(shown) and isinstance(scorer, Attributing):
-        contributions = trace.call(
-            "explain", scorer.name, len(shown), lambda: scorer.contributions(query, shown), contributions
-        )
+    if len(shown) and scorer is not None and isinstance(scorer, Attributing):
+        attribute = partial(scorer.contributions, query, shown)
+        contributions = trace.call("explain", scorer.name, len(shown), attribute, contributions)
     dropped: dict[str, int] = {}
     for step in trace.steps:
         if step.verb == "filter":

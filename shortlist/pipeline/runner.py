@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -92,7 +93,8 @@ class Pipeline:
         """At most `query.k` items, best first; fewer only where fewer are eligible. Never raises for a stage."""
         trace = Trace(query.deadline, self.paces)
         for stage in self.understand:
-            known = trace.attempt("understand", stage.name, 0, lambda stage=stage: stage.learn(query), {})
+            nothing: Mapping[str, Any] = {}
+            known = trace.attempt("understand", stage.name, 0, partial(stage.learn, query), nothing)
             for name, value in known.items():
                 query.learn(name, value)
         proposals = self._propose(query, trace)
@@ -103,7 +105,7 @@ class Pipeline:
                 break
         slate = self._respond(query, trace, proposals, shown)
         for observer in self.observers:
-            trace.call("observe", observer.name, len(shown), lambda o=observer: o.observe(query, slate, shown), None)
+            trace.call("observe", observer.name, len(shown), partial(observer.observe, query, slate, shown), None)
         if self.watch is not None:
             self.watch(trace)
         return slate
@@ -112,7 +114,7 @@ class Pipeline:
         if query.items is not None:
             return {"own": own_items(query.items, self.catalogue)}
         return {
-            source.name: trace.attempt("propose", source.name, 0, lambda s=source: s.propose(query), NOTHING)
+            source.name: trace.attempt("propose", source.name, 0, partial(source.propose, query), NOTHING)
             for source in self.sources
         }
 
@@ -123,7 +125,7 @@ class Pipeline:
         resort = self.last_resort
         if resort is None or query.items is not None:
             return
-        everything = trace.call("propose", resort.name, 0, lambda: resort.propose(query), NOTHING)
+        everything = trace.call("propose", resort.name, 0, partial(resort.propose, query), NOTHING)
         rest = everything.take(~np.isin(everything.items, first.items)) if len(first) else everything
         start, size = 0, max(PORTION, query.k)
         while start < len(rest):
@@ -135,7 +137,7 @@ class Pipeline:
         if merger is None or query.items is not None:
             return next(iter(proposals.values()), NOTHING)
         given = sum(map(len, proposals.values()))
-        return trace.call("merge", merger.name, given, lambda: merger.merge(query, proposals), NOTHING)
+        return trace.call("merge", merger.name, given, partial(merger.merge, query, proposals), NOTHING)
 
     def _best(self, query: Query, trace: Trace, candidates: Candidates, k: int) -> Candidates:
         """The best `k` of these candidates that every filter lets through."""
@@ -150,7 +152,7 @@ class Pipeline:
             "select",
             self.selector.name,
             len(scored),
-            lambda: self.selector.arrange(query, scored),
+            partial(self.selector.arrange, query, scored),
             np.arange(len(scored)),
         )
         return self._late_filtered(query, trace, scored, order, k)
@@ -194,7 +196,7 @@ class Pipeline:
         return trace.attempt("hydrate", stage.name, len(candidates), described, default)
 
     def _scores(self, query: Query, trace: Trace, candidates: Candidates) -> Column:
-        by_order = 1.0 / (1.0 + np.arange(len(candidates)))
+        by_order: Column = 1.0 / np.arange(1.0, len(candidates) + 1.0)
         scorer = self.scorer
         if scorer is None:
             return by_order
