@@ -43,7 +43,7 @@ class Entity:
     the catalogue.
     """
 
-    def __init__(self, name: str, **attributes: FieldType) -> None:
+    def __init__(self, name: str, /, **attributes: FieldType) -> None:
         self.name = name
         self.attributes = attributes
         self.place = declared_at()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from shortlist.events.schema import Entity, EventSchema, FieldType
+from shortlist.framing.durations import duration_ms as duration_ms
 from shortlist.framing.problems import declared_at
 
 Operation = Literal[
@@ -20,16 +21,6 @@ Operation = Literal[
     "decayed_count", "decayed_sum",
 ]
 Comparison = Literal["==", "!=", "<", "<=", ">", ">=", "in"]
-
-UNITS_MS: Mapping[str, int] = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-
-
-def duration_ms(text: str) -> int:
-    """`"5m"` as milliseconds. Units: ms, s, m, h, d. Raises ValueError on anything else, zero included."""
-    match = re.fullmatch(r"(\d+)\s*(ms|s|m|h|d)", text.strip())
-    if match is None or int(match[1]) == 0:
-        raise ValueError(f"{text!r} is no duration; write a whole number and a unit of {', '.join(UNITS_MS)}: '5m'")
-    return int(match[1]) * UNITS_MS[match[2]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +35,7 @@ class Condition:
 class EventType(EventSchema):
     """A kind of event as the user declares it: a schema that features can be made of."""
 
-    def __init__(self, kind: str, *keys: Entity, **fields: FieldType) -> None:
+    def __init__(self, kind: str, /, *keys: Entity, **fields: FieldType) -> None:
         super().__init__(kind, keys, fields, declared_at())
 
     def where(self, name: str, comparison: Comparison, value: Any) -> Stream:
