@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,14 +60,14 @@ def ndcg(gains: Floats, relevant: Relevant, k: int, graded: bool = True) -> Floa
     DCG with gain 2^g - 1 and discount log2(rank + 1) (Burges et al., 2005), divided by that of the best order. Not
     `graded` counts every relevant item as 1; both agree where all gains are equal.
     """
-    shown, ideal = (gains, relevant.gains) if graded else ((gains > 0) * 1.0, np.ones(len(relevant.gains)))
+    shown, ideal = (gains, relevant.gains) if graded else (np.sign(gains), np.sign(relevant.gains))
     best = np.zeros((len(relevant), k))
     order = np.lexsort((-ideal, relevant.requests))
     rank = np.arange(len(order)) - relevant.offsets[relevant.requests]
     kept = rank < k
     best[relevant.requests[kept], rank[kept]] = ideal[order][kept]
     top = _dcg(best)
-    return np.divide(_dcg(shown[:, :k]), top, out=np.full(len(top), np.nan), where=top > 0)
+    return _quotient(_dcg(shown[:, :k]), top)
 
 
 def _dcg(gains: Floats) -> Floats:
@@ -75,10 +76,17 @@ def _dcg(gains: Floats) -> Floats:
     return weighted
 
 
+def _quotient(numerator: NDArray[Any], denominator: NDArray[Any]) -> Floats:
+    """Elementwise, NaN where the denominator is 0."""
+    result: Floats = np.full(denominator.shape, np.nan)
+    np.divide(numerator, denominator, out=result, where=denominator > 0)
+    return result
+
+
 def recall(gains: Floats, relevant: Relevant, k: int) -> Floats:
     """The share of a request's relevant items among its first k; NaN for a request without any."""
     hits = (gains[:, :k] > 0).sum(axis=1)
-    return np.divide(hits, relevant.counts, out=np.full(len(relevant), np.nan), where=relevant.counts > 0)
+    return _quotient(hits, relevant.counts)
 
 
 def reciprocal_rank(gains: Floats, relevant: Relevant, k: int) -> Floats:
@@ -118,7 +126,7 @@ def by_user(values: Floats, users: NDArray[np.int64], count: int) -> Floats:
     sums, sizes = np.zeros((count, values.shape[1])), np.zeros((count, values.shape[1]))
     np.add.at(sums, users, np.where(measured, values, 0.0))
     np.add.at(sizes, users, measured)
-    return np.divide(sums, sizes, out=np.full(sums.shape, np.nan), where=sizes > 0)
+    return _quotient(sums, sizes)
 
 
 def bootstrap(per_user: Floats, seed: int, resamples: int = 1000) -> Floats:
@@ -133,8 +141,7 @@ def bootstrap(per_user: Floats, seed: int, resamples: int = 1000) -> Floats:
     means = np.full((resamples, per_user.shape[1]), np.nan)
     for row in means:
         drawn = np.bincount(rng.integers(0, len(per_user), len(per_user)), minlength=len(per_user))
-        size = drawn @ weights
-        np.divide(drawn @ values, size, out=row, where=size > 0)
+        row[:] = _quotient(drawn @ values, drawn @ weights)
     return means
 
 
