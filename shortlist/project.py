@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from shortlist.events.labels import Labels, ObservedPositives
 from shortlist.events.schema import Entity, EventSchema, FieldType
-from shortlist.features.definitions import Feature
+from shortlist.features.definitions import Feature, Impression
 from shortlist.framing.objective import Constraints, Objective
-from shortlist.framing.problems import declared_at
+from shortlist.framing.problems import Problem, ProjectError, declared_at
 
 
 @dataclass(frozen=True)
@@ -17,13 +19,15 @@ class Project:
     """A ranking system, declared. `user` and `item` name who asks and what is ranked.
 
     `context` are the typed values that a request may carry (device, query amount); request features name them.
+    `sources` propose items and `rankers` order them; the first ranker is the one that serves. Without rankers the
+    sources' own order stands.
     """
 
     name: str
     user: Entity
     item: Entity
     events: Sequence[EventSchema]
-    labels: Any
+    labels: Labels | ObservedPositives
     features: Sequence[Feature] = ()
     objective: Objective = field(default_factory=lambda: Objective("not stated"))
     constraints: Constraints = field(default_factory=Constraints)
@@ -32,3 +36,42 @@ class Project:
     entities: Sequence[Entity] = ()
     context: Mapping[str, FieldType] = field(default_factory=dict)
     place: str = field(default_factory=declared_at, compare=False)
+
+    @property
+    def all_entities(self) -> tuple[Entity, ...]:
+        """The user, the item and the others, each once."""
+        return tuple(dict.fromkeys((self.user, self.item, *self.entities)))
+
+    @property
+    def impression(self) -> EventSchema:
+        """The kind under which slates are logged: the declared `Impression`, else one that needs no declaration."""
+        declared = [event for event in self.events if event.kind == "impression"]
+        return declared[0] if declared else Impression(self.user, self.item)
+
+    @property
+    def schemas(self) -> tuple[EventSchema, ...]:
+        """Every kind that the log takes: the entities' attributes, the declared events, and impressions."""
+        events = tuple(self.events)
+        impressions = () if any(event.kind == "impression" for event in events) else (self.impression,)
+        return (*(entity.schema for entity in self.all_entities), *events, *impressions)
+
+    def problems(self) -> list[Problem]:
+        """Every mistake of the declarations at once, in the order of the file. Empty when all is well."""
+        from shortlist.validation import problems
+
+        return problems(self)
+
+
+def load_project(path: str | Path) -> Project:
+    """The one project that the Python file `path` (or `path/project.py`) declares, without a mistake.
+
+    The file is executed: it is the user's own code. Raises ProjectError with everything that is wrong: no such file,
+    code that fails, no project in it or several, and all that `Project.problems()` finds.
+    """
+    from shortlist.loading import project_in
+
+    project = project_in(Path(path))
+    problems = project.problems()
+    if problems:
+        raise ProjectError(problems)
+    return project

@@ -1,0 +1,342 @@
+"""What is wrong with a project, all of it at once.
+
+Every check reads the declarations as they were written and reports where they stand; none stops at the first mistake,
+and none raises whatever the user put in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import keyword
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from shortlist.events.labels import Labels, ObservedPositives
+from shortlist.events.schema import RESERVED, VALUE_TYPES, Entity, EventSchema, value_type
+from shortlist.features.definitions import Impression
+from shortlist.framing.durations import duration_ms
+from shortlist.framing.objective import Constraints, Guardrail, Objective
+from shortlist.framing.problems import Problem, nearest
+from shortlist.project import Project
+
+COMPARISONS = ("==", "!=", "<", "<=", ">", ">=", "in")
+TYPES = f"expected one of {', '.join(VALUE_TYPES)}, or one of them | None"
+METRICS = ("ndcg@10", "recall@10", "mrr@10", "coverage@10", "recall@100", "recall@500")
+"""What the evaluation report measures of what is served; `<method>.<metric>` names one method's."""
+
+
+def problems(project: Project) -> list[Problem]:
+    """Every mistake, in the order of the declarations."""
+    found = [*of_name(project), *of_entities(project), *of_events(project), *of_context(project)]
+    if not found:  # features are checked against declarations that make sense
+        found += of_features(project)
+    found += [*of_labels(project), *of_objective(project), *of_parts(project)]
+    return list(dict.fromkeys(found))
+
+
+def of_name(project: Project) -> Iterator[Problem]:
+    """The project's own name: it becomes part of file names and metrics."""
+    name = project.name
+    if not isinstance(name, str) or not name.replace("-", "_").isidentifier():
+        yield Problem(project.place, f"project name {name!r}", "expected letters, digits, - and _, such as 'films'")
+
+
+def of_entities(project: Project) -> Iterator[Problem]:
+    """User, item and the others: entities with names of their own and attributes of known types."""
+    seen: dict[str, Entity] = {}
+    roles = [("user", project.user), ("item", project.item)]
+    others = project.entities if isinstance(project.entities, Iterable) else (project.entities,)
+    for role, entity in [*roles, *(("entities", other) for other in others)]:
+        if not isinstance(entity, Entity):
+            yield Problem(project.place, f"{role} is {describe(entity)}", 'expected an Entity, such as Entity("user")')
+        elif seen.setdefault(str(entity.name), entity) is not entity:
+            yield Problem(
+                entity.place,
+                f"a second entity {entity.name!r}",
+                f"the first is at {seen[entity.name].place}; rename one",
+            )
+    if project.user is project.item and isinstance(project.user, Entity):
+        yield Problem(project.place, f"user and item are both {project.user.name!r}", "expected two different entities")
+    for entity in seen.values():
+        yield from of_identifier(entity.place, "entity name", entity.name, RESERVED)
+        for name, declared in entity.attributes.items():
+            what = f"attribute {entity.name}.{name}"
+            yield from of_identifier(entity.place, what, name, {*RESERVED, "available", entity.name})
+            yield from of_type(entity.place, what, declared)
+
+
+def of_events(project: Project) -> Iterator[Problem]:
+    """Kinds with names of their own, keys that are entities of the project, fields of known types."""
+    if not isinstance(project.events, Iterable):
+        yield Problem(project.place, f"events is {describe(project.events)}", "expected a list of event types")
+        return
+    entities = {entity.name: entity for entity in project.all_entities if isinstance(entity, Entity)}
+    seen: dict[str, EventSchema] = {}
+    for event in project.events:
+        if not isinstance(event, EventSchema):
+            yield Problem(project.place, f"events holds {describe(event)}", "expected an EventType")
+            continue
+        if seen.setdefault(event.kind, event) is not event:
+            yield Problem(
+                event.place,
+                f"a second event type {event.kind!r}",
+                f"the first is at {seen[event.kind].place}; rename one",
+            )
+        if event.kind in entities:
+            place = entities[event.kind].place
+            yield Problem(
+                event.place,
+                f"event type {event.kind!r} has the name of an entity",
+                f"that is declared at {place}; rename one",
+            )
+        if event.kind == "impression" and not isinstance(event, Impression):
+            yield Problem(
+                event.place, "event type 'impression' is the service's own", "declare it as Impression(user, item)"
+            )
+        yield from of_event(event, entities)
+
+
+def of_event(event: EventSchema, entities: Mapping[str, Entity]) -> Iterator[Problem]:
+    """One event type."""
+    yield from of_identifier(event.place, "event type", event.kind, RESERVED)
+    if not event.keys:
+        yield Problem(
+            event.place, f"event type {event.kind!r} names no entity", 'expected at least one: EventType("visit", user)'
+        )
+    names: set[str] = set()
+    for key in event.keys:
+        if not isinstance(key, Entity):
+            yield Problem(
+                event.place,
+                f"a key of {event.kind!r} is {describe(key)}",
+                "expected an entity; fields are written as name=type",
+            )
+            continue
+        if key.name in names:
+            yield Problem(
+                event.place, f"{event.kind!r} names the entity {key.name!r} twice", "expected each at most once"
+            )
+        names.add(key.name)
+        if entities.get(key.name) is not key:
+            hint = (
+                "add it to the project's `entities`"
+                if key.name not in entities
+                else "use the project's own Entity object"
+            )
+            yield Problem(
+                event.place, f"{event.kind!r} names the entity {key.name!r}, which is not the project's", hint
+            )
+    for name, declared in event.fields.items():
+        what = f"field {event.kind}.{name}"
+        yield from of_identifier(event.place, what, name, {*RESERVED, *names})
+        yield from of_type(event.place, what, declared)
+
+
+def of_context(project: Project) -> Iterator[Problem]:
+    """The typed values that a request may carry."""
+    if not isinstance(project.context, Mapping):
+        yield Problem(
+            project.place, f"context is {describe(project.context)}", 'expected a mapping, such as {"device": str}'
+        )
+        return
+    taken = {"now", *(entity.name for entity in project.all_entities if isinstance(entity, Entity))}
+    for name, declared in project.context.items():
+        yield from of_identifier(project.place, f"context value {name!r}", name, taken)
+        yield from of_type(project.place, f"context value {name!r}", declared)
+
+
+def of_features(project: Project) -> list[Problem]:
+    """What the features' own rules say."""
+    from shortlist.features.checks import problems as feature_problems
+
+    return feature_problems(
+        project.features, project.schemas, (project.user, project.item, *project.entities), project.context
+    )
+
+
+def of_labels(project: Project) -> Iterator[Problem]:
+    """Labels of declared events between a user and an item, with gains above zero."""
+    labels, place = project.labels, project.place
+    if not isinstance(labels, Labels | ObservedPositives):
+        yield Problem(place, f"labels is {describe(labels)}", "expected Labels(...) or ObservedPositives(...)")
+        return
+    if not isinstance(labels.gains, Mapping) or not labels.gains:
+        yield Problem(
+            place,
+            f"labels have the gains {describe(labels.gains)}",
+            "expected event types with gains, such as {watch: 1.0}",
+        )
+        return
+    for event, gain in labels.gains.items():
+        if not isinstance(event, EventSchema):
+            yield Problem(
+                place, f"labels name {describe(event)}", "expected an event type: the object itself, not its name"
+            )
+            continue
+        yield from of_label_event(project, event)
+        if not is_number(gain) or not gain > 0:
+            yield Problem(place, f"labels give {event.kind!r} the gain {gain!r}", "expected a number above 0")
+    if isinstance(labels, ObservedPositives):
+        yield from of_where(labels, place)
+        return
+    if not isinstance(labels.impression, Impression):
+        yield Problem(place, f"labels.impression is {describe(labels.impression)}", "expected Impression(user, item)")
+    elif all(event is not labels.impression for event in project.events):
+        yield Problem(
+            labels.impression.place, "the labels' impression is not among the project's events", "add it to `events`"
+        )
+    try:
+        duration_ms(labels.within)
+    except (ValueError, AttributeError):
+        yield Problem(place, f"labels.within is {labels.within!r}", "expected a duration, such as '24h'")
+
+
+def of_label_event(project: Project, event: EventSchema) -> Iterator[Problem]:
+    """An event type that labels are made of."""
+    declared = [other for other in project.events if isinstance(other, EventSchema)]
+    if all(other is not event for other in declared):
+        hint = f"add it to `events`; {nearest(event.kind, [other.kind for other in declared])}"
+        yield Problem(event.place, f"labels name {event.kind!r}, which is not among the project's events", hint)
+    missing = [
+        entity.name
+        for entity in (project.user, project.item)
+        if isinstance(entity, Entity) and entity not in event.keys
+    ]
+    if missing:
+        yield Problem(
+            event.place,
+            f"labels name {event.kind!r}, which has no {' and no '.join(missing)}",
+            "expected an event of a user and an item",
+        )
+
+
+def of_where(labels: ObservedPositives, place: str) -> Iterator[Problem]:
+    """The condition on positives: a field that one of their kinds has, compared with a value of its type."""
+    if labels.where is None:
+        return
+    if not isinstance(labels.where, tuple) or len(labels.where) != 3:
+        yield Problem(place, f"labels.where is {labels.where!r}", 'expected three parts, such as ("stars", ">=", 4.0)')
+        return
+    name, comparison, value = labels.where
+    types = {
+        field: declared
+        for event in labels.gains
+        if isinstance(event, EventSchema)
+        for field, declared in event.fields.items()
+    }
+    if name not in types:
+        yield Problem(
+            place,
+            f"labels.where names the field {name!r}",
+            f"no event type of the labels has it; {nearest(str(name), types)}",
+        )
+    if comparison not in COMPARISONS:
+        yield Problem(place, f"labels.where compares with {comparison!r}", f"expected one of {' '.join(COMPARISONS)}")
+    known = value_type(types.get(name))
+    values = value if comparison == "in" and isinstance(value, list | tuple | set | frozenset) else [value]
+    for one in values:
+        if known and not fits(one, known[0]):
+            yield Problem(place, f"labels.where compares {name!r} with {one!r}", f"expected a value of type {known[0]}")
+
+
+def fits(value: Any, name: str) -> bool:
+    """Whether a constant can be compared with a field of the type `name`."""
+    if name in ("int", "float"):
+        return is_number(value)
+    return isinstance(value, bool) if name == "bool" else isinstance(value, str)
+
+
+def of_objective(project: Project) -> Iterator[Problem]:
+    """Proxies that are events, guardrails on metrics that are measured, constraints above zero."""
+    objective, place = project.objective, project.place
+    if not isinstance(objective, Objective):
+        yield Problem(place, f"objective is {describe(objective)}", "expected Objective(...)")
+    else:
+        kinds = [event.kind for event in project.events if isinstance(event, EventSchema)]
+        for kind, gain in objective.proxies.items():
+            if kind not in kinds:
+                yield Problem(place, f"the objective's proxy {kind!r} is no event type", nearest(str(kind), kinds))
+            if not is_number(gain):
+                yield Problem(place, f"the objective's proxy {kind!r} has the gain {gain!r}", "expected a number")
+        for guardrail in objective.guardrails:
+            yield from of_guardrail(project, guardrail)
+    if not isinstance(project.constraints, Constraints):
+        yield Problem(place, f"constraints is {describe(project.constraints)}", "expected Constraints(...)")
+        return
+    for name, value in dataclasses.asdict(project.constraints).items():
+        if not is_number(value) or not value > 0:
+            yield Problem(place, f"constraints.{name} is {value!r}", "expected a number above 0")
+
+
+def of_guardrail(project: Project, guardrail: Any) -> Iterator[Problem]:
+    """One bound on one metric of the evaluation report."""
+    if not isinstance(guardrail, Guardrail):
+        yield Problem(
+            project.place, f"a guardrail is {describe(guardrail)}", "expected Guardrail(metric, at_least=...)"
+        )
+        return
+    method, _, metric = guardrail.metric.rpartition(".")
+    if metric not in METRICS:
+        yield Problem(project.place, f"a guardrail names the metric {guardrail.metric!r}", nearest(metric, METRICS))
+    methods = [part_name(part) for part in (*project.sources, *project.rankers)]
+    if method and method not in methods:
+        yield Problem(project.place, f"a guardrail names the method {method!r}", nearest(method, methods))
+    if guardrail.at_least is None and guardrail.at_most is None:
+        yield Problem(
+            project.place, f"the guardrail on {guardrail.metric!r} has no bound", "give at_least=... or at_most=..."
+        )
+
+
+def of_parts(project: Project) -> Iterator[Problem]:
+    """Sources and rankers: specs of ours, each under a name of its own."""
+    for role, room, parts in (("sources", "retrieval", project.sources), ("rankers", "ranking", project.rankers)):
+        seen: set[str] = set()
+        for part in parts:
+            name = part_name(part)
+            if isinstance(part, type):
+                yield Problem(project.place, f"{role} holds the class {part.__name__}", f"write {part.__name__}(...)")
+            elif not type(part).__module__.startswith(f"shortlist.{room}."):
+                yield Problem(project.place, f"{role} holds {describe(part)}", f"expected {EXAMPLES[role]}")
+            elif name in seen:
+                yield Problem(project.place, f"{role} holds {name!r} twice", 'give one another name: name="..."')
+            seen.add(name)
+
+
+EXAMPLES = {"sources": "Popular() or TwoTower(...)", "rankers": "LogisticRegression() or LambdaMART()"}
+
+
+def part_name(part: Any) -> str:
+    """The name of a source or a ranker."""
+    return str(getattr(part, "name", part))
+
+
+def of_identifier(place: str, what: str, name: Any, reserved: Iterable[str]) -> Iterator[Problem]:
+    """A name that becomes a column: an identifier, and not one that means something else already."""
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+        yield Problem(
+            place, f"{what} {name!r}" if str(name) not in what else what, "expected a name of letters, digits and _"
+        )
+    elif name in reserved:
+        yield Problem(place, f"{what} has the reserved name {name!r}", f"reserved here: {', '.join(sorted(reserved))}")
+
+
+def of_type(place: str, what: str, declared: Any) -> Iterator[Problem]:
+    """A type that a column can hold."""
+    if value_type(declared) is None:
+        written = getattr(declared, "__name__", None) if isinstance(declared, type) else repr(declared)
+        yield Problem(place, f"{what} has the type {written}", TYPES)
+
+
+def is_number(value: Any) -> bool:
+    """Whether the value is a finite number (and no bool)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def describe(value: Any) -> str:
+    """A value in an error message: its type, and itself where that is short."""
+    if value is None:
+        return "None"
+    written = repr(value)
+    kind = type(value).__name__
+    return f"{kind} {written}" if len(written) <= 40 and kind not in written else kind
