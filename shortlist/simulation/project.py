@@ -1,0 +1,83 @@
+"""The simulated world as a project: what a user of Shortlist would declare for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from shortlist.events.labels import Labels
+from shortlist.events.schema import Entity, EventSchema
+from shortlist.features.definitions import EventType, Impression, ratio, request_feature
+from shortlist.framing.objective import Objective
+from shortlist.project import Project
+
+user = Entity("user", age=int, device=str, country=str)
+item = Entity("item", category=str, creator=str, tags=list[str], title=str, published=int)
+
+impression = Impression(user, item)
+click = EventType("click", user, item)
+watch = EventType("watch", user, item, seconds=float)
+like = EventType("like", user, item)
+hide = EventType("hide", user, item)
+
+
+@request_feature
+def item_age_days(now: Any, item_published: Any) -> Any:
+    """Days since the item was published."""
+    return (now - item_published) / 86_400_000
+
+
+history = watch.by(user).last("item", 50)
+
+features = (
+    # the user: how active, and what they came for
+    click.by(user).count("7d"),
+    watch.by(user).mean("seconds", over="30d"),
+    ratio(click.by(user).count("30d"), impression.by(user).count("30d"), prior=20).named("user_click_rate"),
+    watch.by(user).time_since(),
+    history,
+    # the item: how good, and how hot
+    impression.by(item).count("7d"),
+    click.by(item).decayed_count("2d"),
+    ratio(click.by(item).count(), impression.by(item).count(), prior=30).named("item_click_rate"),
+    ratio(click.by(item).count("7d"), impression.by(item).count("7d"), prior=30).named("item_click_rate_7d"),
+    ratio(watch.by(item).count(), impression.by(item).count(), prior=30).named("item_watch_rate"),
+    ratio(like.by(item).count(), impression.by(item).count(), prior=30).named("item_like_rate"),
+    ratio(hide.by(item).count(), impression.by(item).count(), prior=30).named("item_hide_rate"),
+    # what stands behind the item: known even when the item itself is new
+    ratio(watch.by("item.creator").count(), impression.by("item.creator").count(), prior=50).named(
+        "creator_watch_rate"
+    ),
+    ratio(watch.by("item.tags").count(), impression.by("item.tags").count(), prior=50).named("tag_watch_rate"),
+    # the two together
+    watch.by(user).share("item.category"),
+    watch.by(user).share("item.tags"),
+    ratio(click.by(user, "item.category").count(), impression.by(user, "item.category").count(), prior=5).named(
+        "user_category_click_rate"
+    ),
+    ratio(watch.by(user, "item.tags").count(), impression.by(user, "item.tags").count(), prior=5).named(
+        "user_tag_watch_rate"
+    ),
+    ratio(watch.by(user, "item.creator").count(), impression.by(user, "item.creator").count(), prior=5).named(
+        "user_creator_watch_rate"
+    ),
+    # the request
+    item_age_days,
+)
+
+GAINS: Mapping[EventSchema, float] = {click: 1.0, watch: 2.0, like: 3.0}
+
+project = Project(
+    name="world",
+    user=user,
+    item=item,
+    events=(impression, click, watch, like, hide),
+    labels=Labels(impression, GAINS),
+    features=features,
+    objective=Objective(
+        "what a slate is worth to the user: clicks, watches and likes, less what they hide",
+        proxies={event.kind: gain for event, gain in GAINS.items()},
+    ),
+)
+
+schemas = (user.schema, item.schema, *project.events)
