@@ -1,0 +1,1 @@
+"""Projects to start from: `shortlist init` copies `starter`, the demo copies `films`."""

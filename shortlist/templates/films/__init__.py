@@ -1,0 +1,1 @@
+"""Films: two-stage recommendation over MovieLens."""

@@ -1,0 +1,1 @@
+"""The smallest whole project: a tiny catalogue of recipes."""
