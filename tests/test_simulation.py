@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
+from shortlist.events.log import MemoryLog
 from shortlist.pipeline.query import Query, Slate
 from shortlist.simulation.__main__ import main
 from shortlist.simulation.behaviour import DAY_MS, GAINS, examination, respond
@@ -19,6 +21,7 @@ from shortlist.simulation.generate import generate, load, save
 from shortlist.simulation.history import BLOCK_HOURS, CLICK, HIDE, IMPRESSION, ITEM, LIKE, USER, WATCH, History, Rows
 from shortlist.simulation.live import Crowd, InProcess, OverHttp, ServiceError, Tally, run
 from shortlist.simulation.policy import Shelves
+from shortlist.simulation.project import project
 from shortlist.simulation.world import World
 
 
@@ -273,7 +276,7 @@ def test_what_a_world_cannot_be_is_refused() -> None:
 def test_attributes_in_tables_are_those_of_single_events(tmp_path: Path) -> None:
     world = small()
     generate(world, tmp_path, 3_000)
-    rows = pq.read_table(tmp_path / "part-00000.parquet").to_pylist()
+    rows = pq.read_table(tmp_path / "part-000000000000.parquet").to_pylist()
     for kind, attributes in (("item", world.item_attributes), ("user", world.user_attributes)):
         told = [row for row in rows if row["kind"] == kind]
         assert told
@@ -297,6 +300,28 @@ def test_a_saved_world_comes_back(tmp_path: Path) -> None:
         load(tmp_path / "broken.npz")
 
 
+def test_a_log_takes_the_whole_history_and_an_interrupted_one_goes_on() -> None:
+    world, whole, broken = small(), MemoryLog(project.schemas), MemoryLog(project.schemas)
+    generate(world, whole, 5_000, chunk=600)
+
+    def interrupt(done: int, _: int) -> None:
+        if done > 2_000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(world, broken, 5_000, chunk=600, progress=interrupt)
+    assert 2_000 < broken.position < whole.position
+    generate(world, broken, 5_000, chunk=700)
+    tables = [pa.concat_tables(batch.table for batch in log.scan()) for log in (whole, broken)]
+    assert tables[0].num_rows == whole.position == pytest.approx(5_000, rel=0.1)
+    assert tables[0].to_pylist() == tables[1].to_pylist()
+    assert tables[0]["received"].equals(tables[0]["at"])
+    with pytest.raises(ValueError, match="another simulated world"):
+        generate(small(seed=9), whole, 5_000)
+    with pytest.raises(ValueError, match="simulated events, the first one at line"):
+        generate(world, MemoryLog([project.user.schema]), 5_000)
+
+
 # users in front of a service
 
 
@@ -311,3 +336,85 @@ class Oracle:
         items: Sequence[str] = self.world.best_slate(query.user, 120, query.now)
         items = items[: query.k] if self.knows else sorted(items)[: query.k]
         return Slate(query.request, tuple(items), tuple(float(-place) for place in range(len(items))))
+
+
+class Clock:
+    """A minute passes between two looks at it."""
+
+    def __init__(self, now: int) -> None:
+        self.now = now
+
+    def __call__(self) -> int:
+        self.now += 60_000
+        return self.now
+
+
+def crowd(world: World, knows: bool, seed: int = 0) -> tuple[Crowd, MemoryLog]:
+    log = MemoryLog(project.schemas)
+    service = InProcess(Oracle(world, knows), log)
+    return Crowd(world, service, np.random.default_rng(seed), 10, nothing_seen(), Clock(world.end)), log
+
+
+def test_a_ranker_that_knows_the_truth_is_the_best_until_it_repeats_itself() -> None:
+    world = small()
+    first, _ = crowd(world, knows=True)
+    assert first.turn().ratio == 1.0
+    ignorant, _ = crowd(world, knows=False)
+    tallies: list[Tally] = []
+    total = run(ignorant, range(30), tallies.append, every=12)
+    assert [tally.requests for tally in tallies] == [12, 12, 6]
+    assert total.requests == 30
+    assert 0 < total.value < total.popular < total.best
+    assert "30 requests" in str(total)
+
+
+def test_what_users_do_and_what_is_born_reaches_the_log_in_process() -> None:
+    world = small()
+    users, log = crowd(world, knows=True)
+    users.clock = Clock(world.end + 3 * DAY_MS)
+    run(users, range(60))
+    events = [event for batch in log.scan() for event in batch.table.to_pylist()]
+    kinds = [event["kind"] for event in events]
+    assert kinds.count("item") == world.alive(world.end + 3 * DAY_MS + 120 * 60_000) - world.alive(world.end)
+    assert kinds.count("user") == len({event["user"] for event in events if event["user"]})
+    acted = {(event["user"], event["item"]) for event in events if event["kind"] in ("click", "hide")}
+    assert acted == {(f"u{user}", item) for user, items in users.acted.items() for item in items}
+    assert acted
+
+
+def test_what_users_saw_in_the_history_is_not_counted_among_the_best() -> None:
+    world = small(users=1)
+    best = world.best_slate("u0", 20, world.end)
+    seen = np.sort([int(item[1:]) for item in best[:10]])
+    service = InProcess(Oracle(world, knows=True), MemoryLog(project.schemas))
+    only = Crowd(world, service, np.random.default_rng(0), 1, seen, lambda: world.end)
+    assert only.turn().best == pytest.approx(world.slate_value("u0", best[10:], world.end))
+    with pytest.raises(ValueError, match="2 users are asked for"):
+        Crowd(world, service, np.random.default_rng(0), 2)
+
+
+def test_the_command_line_writes_worlds_and_says_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to = tmp_path / "w"
+    assert main(["--write", str(to), "--users", "20", "--items", "50", "--days", "5", "--events", "2000"]) == 0
+    assert "slates shown" in capsys.readouterr().out
+    world, seen = load(to / "world.npz")
+    assert len(seen) > 0
+    assert main(["--write", str(tmp_path / "x"), "--items", "500", "--events", "10"]) == 2
+    assert "too few" in capsys.readouterr().err
+    address = f"http://127.0.0.1:{unused_port()}"
+    assert main(["--url", address, "--world", str(tmp_path / "none.npz")]) == 2
+    assert main(["--url", address, "--world", str(to / "world.npz"), "--users", "5", "--seconds", "5"]) == 1
+    assert "is the service running there?" in capsys.readouterr().err
+    with pytest.raises(ServiceError):
+        OverHttp(address).recommend("u0", 10, world.end)
+    with pytest.raises(ValueError, match="no address"):
+        OverHttp("ftp://host")
+
+
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -86,10 +86,11 @@ def counter(done: int, expected: int) -> None:
     sys.stderr.flush()
 
 
-def say(text: str, to: TextIO = sys.stdout) -> None:
-    """Print one line at once."""
-    to.write(text + "\n")
-    to.flush()
+def say(text: str, to: TextIO | None = None) -> None:
+    """Print one line at once, to standard output unless told otherwise."""
+    stream = to or sys.stdout
+    stream.write(text + "\n")
+    stream.flush()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Iterator
@@ -13,13 +14,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from shortlist.events.log import EventLog
+from shortlist.events.log import EventLog, Progress
 from shortlist.simulation.behaviour import Integers
-from shortlist.simulation.history import IMPRESSION, ITEM, KINDS, USER, WATCH, History, Progress, Rows
+from shortlist.simulation.history import IMPRESSION, ITEM, KINDS, USER, WATCH, History, Rows
 from shortlist.simulation.population import ADJECTIVES, COUNTRIES, DEVICES, NOUNS
 from shortlist.simulation.world import World
 
 CHUNK = 250_000
+SOURCE = "simulation"
+"""The name under which a log remembers how much of the history it has."""
+
+Write = Callable[["Tables", Rows, int], None]
+"""Stores rows as a table; the number is the place of the first of them in the history."""
 
 
 def generate(
@@ -28,21 +34,24 @@ def generate(
     events: int,
     seed: int = 0,
     chunk: int = CHUNK,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> History:
     """Write about `events` events of the world's history, in the order of time, `chunk` at a time.
 
-    `into` is a log, or a directory that gets `part-00000.parquet`, `part-00001.parquet` ... The count includes the
+    `into` is a log, which takes them as imported history (learned when it happened; interrupted, the next call goes
+    on), or a directory that gets Parquet files `part-*.parquet`, each named by its first event. The count includes the
     announcements of items and users and is met within a few per cent; the same world and seed make the same events
-    whatever the chunk. Raises ValueError where `events` is too few to announce the items, or where the log refuses an
-    event (its project is not that of `simulation/project.py`).
+    whatever the chunk. `progress` is called with the events written so far and those expected.
+
+    Raises ValueError where `events` is too few to announce the items, and where the log refuses an event (its project
+    is not that of `simulation/project.py`) or holds another world's history. Raises LogError.
     """
     history = History(world, events, seed)
-    write = _files(into) if isinstance(into, Path) else _append_to(into)
+    write = _files(into) if isinstance(into, Path) else _append_to(into, _digest(world, events, seed))
     table = Tables(world)
     written = 0
     for rows in _cut(history.blocks(), chunk):
-        write(table.of(rows))
+        write(table, rows, written)
         written += len(rows)
         if progress is not None:
             progress(written, max(events, written))
@@ -84,9 +93,24 @@ def _cut(blocks: Iterator[Rows], size: int) -> Iterator[Rows]:
         yield np.concatenate(waiting)
 
 
-def _append_to(log: EventLog) -> Callable[[pa.Table], None]:
-    def write(table: pa.Table) -> None:
-        receipt = log.append(table)
+def _digest(world: World, events: int, seed: int) -> str:
+    """Names one history: the same parameters make the same events."""
+    named = json.dumps([dict(world.parameters), events, seed], sort_keys=True)
+    return hashlib.sha256(named.encode()).hexdigest()
+
+
+def _append_to(log: EventLog, digest: str) -> Write:
+    """Appends as history that was learned when it happened, and goes on where it was interrupted."""
+    before = log.progress(SOURCE)
+    if before is not None and before.digest != digest:
+        raise ValueError("the log holds the history of another simulated world; generate into a new log")
+    done = before.rows if before is not None else 0
+
+    def write(table: Tables, rows: Rows, first: int) -> None:
+        stop = first + len(rows)
+        if stop <= done:
+            return
+        receipt = log.append_imported(table.of(rows[max(0, done - first) :]), Progress(SOURCE, digest, stop))
         if receipt.refusals:
             raise ValueError(
                 f"the log refused {len(receipt.refusals):,} simulated events, the first one at {receipt.refusals[0]}; "
@@ -96,16 +120,13 @@ def _append_to(log: EventLog) -> Callable[[pa.Table], None]:
     return write
 
 
-def _files(directory: Path) -> Callable[[pa.Table], None]:
+def _files(directory: Path) -> Write:
     directory.mkdir(parents=True, exist_ok=True)
     if any(directory.glob("part-*.parquet")):
         raise ValueError(f"{directory} already holds part-*.parquet files; name an empty directory")
-    count = 0
 
-    def write(table: pa.Table) -> None:
-        nonlocal count
-        pq.write_table(table, directory / f"part-{count:05d}.parquet", compression="zstd")
-        count += 1
+    def write(table: Tables, rows: Rows, first: int) -> None:
+        pq.write_table(table.of(rows), directory / f"part-{first:012d}.parquet", compression="zstd")
 
     return write
 

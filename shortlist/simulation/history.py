@@ -7,7 +7,7 @@ items exist by then and which items each user has acted on; those it does not sh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,9 +34,6 @@ ROW = np.dtype(
 """One event: what its kind lacks is -1 (numbers of users, items and requests) or NaN."""
 
 Rows = NDArray[np.void]
-Progress = Callable[[int, int], None]
-"""Called with the events made so far and the events expected."""
-
 HOURS = np.array([3, 2, 1, 1, 1, 2, 4, 6, 7, 6, 6, 7, 9, 8, 7, 7, 8, 10, 13, 16, 18, 17, 12, 7]) / 178.0
 """The share of a day's visits in each hour UTC: low at night, highest in the evening."""
 WEEKDAYS = np.array([0.9, 0.9, 0.95, 0.95, 1.05, 1.15, 1.1]) / 7.0

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from shortlist.events.labels import Labels
-from shortlist.events.schema import Entity, EventSchema
-from shortlist.features.definitions import EventType, Impression, ratio, request_feature
-from shortlist.framing.objective import Objective
-from shortlist.project import Project
+from shortlist import (
+    Entity,
+    EventType,
+    Guardrail,
+    Impression,
+    Labels,
+    LambdaMART,
+    LogisticRegression,
+    Objective,
+    Popular,
+    Project,
+    TwoTower,
+    ratio,
+    request_feature,
+)
+from shortlist.features.definitions import Feature
 
 user = Entity("user", age=int, device=str, country=str)
 item = Entity("item", category=str, creator=str, tags=list[str], title=str, published=int)
@@ -29,7 +39,7 @@ def item_age_days(now: Any, item_published: Any) -> Any:
 
 history = watch.by(user).last("item", 50)
 
-features = (
+features: list[Feature] = [
     # the user: how active, and what they came for
     click.by(user).count("7d"),
     watch.by(user).mean("seconds", over="30d"),
@@ -63,21 +73,27 @@ features = (
     ),
     # the request
     item_age_days,
-)
-
-GAINS: Mapping[EventSchema, float] = {click: 1.0, watch: 2.0, like: 3.0}
+]
 
 project = Project(
     name="world",
     user=user,
     item=item,
-    events=(impression, click, watch, like, hide),
-    labels=Labels(impression, GAINS),
+    events=[impression, click, watch, like, hide],
     features=features,
+    labels=Labels(impression, {click: 1.0, watch: 2.0, like: 3.0}),
     objective=Objective(
         "what a slate is worth to the user: clicks, watches and likes, less what they hide",
-        proxies={event.kind: gain for event, gain in GAINS.items()},
+        proxies={"click": 1.0, "watch": 2.0, "like": 3.0},
+        guardrails=(Guardrail("coverage@10", at_least=0.005),),
     ),
+    sources=[
+        Popular(),
+        TwoTower(
+            history,
+            user_attributes=("age", "device", "country"),
+            item_attributes=("category", "creator", "tags"),
+        ),
+    ],
+    rankers=[LambdaMART(), LogisticRegression()],
 )
-
-schemas = (user.schema, item.schema, *project.events)
