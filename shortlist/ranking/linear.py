@@ -1,0 +1,109 @@
+"""Logistic regression: one weight per column, every number of it in JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shortlist.ranking.scorer import ColumnFinder, Matrix, as_matrix
+
+
+class LinearError(ValueError):
+    """The file holds no linear model: where, what was found, and what was expected."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """What one column adds to the log-odds.
+
+    `weight * (x - mean) / scale`, where x is the value, or sign(value) * log(1 + |value|) where `logarithm`; a value
+    that is missing or infinite adds `missing` instead.
+    """
+
+    column: str
+    logarithm: bool
+    mean: float
+    scale: float
+    weight: float
+    missing: float
+
+
+class Linear:
+    """A sum of terms and a bias, as a probability. Contributions add up to the log-odds of the score."""
+
+    def __init__(self, terms: Sequence[Term], bias: float) -> None:
+        self.terms = tuple(terms)
+        self.bias = bias
+        self.names = tuple(term.column for term in terms)
+        self._columns = ColumnFinder(self.names)
+        self._logarithm = np.array([term.logarithm for term in terms], np.bool_)
+        self._mean, self._scale, self._weight, self._missing = (
+            np.array([[getattr(term, name)] for term in terms]).reshape(-1, 1)
+            for name in ("mean", "scale", "weight", "missing")
+        )
+
+    def score(self, matrix: Matrix, names: Sequence[str]) -> NDArray[np.float64]:
+        """The probability of each row of `matrix` [features, rows], whose features are named by `names`."""
+        odds = self.bias + self._contributions(matrix, names).sum(axis=0)
+        with np.errstate(over="ignore"):
+            return np.asarray(1.0 / (1.0 + np.exp(-odds)))
+
+    def explain(self, matrix: Matrix, names: Sequence[str]) -> Mapping[str, NDArray[np.float64]]:
+        """What each column, and `bias`, adds to the log-odds of each row."""
+        values = self._contributions(matrix, names)
+        return {"bias": np.full(values.shape[1], self.bias), **dict(zip(self.names, values, strict=True))}
+
+    def _contributions(self, matrix: Matrix, names: Sequence[str]) -> NDArray[np.float64]:
+        chosen = as_matrix(matrix, names)[self._columns.positions(names)]
+        values = standardised(chosen, self._logarithm, self._mean, self._scale)
+        return np.where(np.isnan(values), self._missing, self._weight * values)
+
+    def save(self, path: Path) -> None:
+        """Write everything as JSON."""
+        path.write_text(json.dumps({"bias": self.bias, "terms": [asdict(term) for term in self.terms]}, indent=1))
+
+    @classmethod
+    def load(cls, path: Path) -> Linear:
+        """Read what `save` wrote. Raises LinearError with the place, OSError where the file cannot be read."""
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise LinearError(f"{path}: not JSON ({error}); train the ranker again") from None
+        if not isinstance(stored, dict) or not isinstance(stored.get("terms"), list):
+            raise LinearError(f"{path}: expected an object with 'bias' and a list of 'terms'; train the ranker again")
+        terms = [_term(f"{path}, term {number}", term) for number, term in enumerate(stored["terms"])]
+        return cls(terms, _number(str(path), "bias", stored.get("bias")))
+
+
+def standardised(
+    chosen: Matrix, logarithm: NDArray[np.bool_], mean: NDArray[np.float64], scale: NDArray[np.float64]
+) -> Matrix:
+    """`chosen` [columns, rows] with mean 0 and deviation 1; NaN where a value is missing or infinite."""
+    values = np.where(np.isfinite(chosen), chosen, np.nan)
+    values[logarithm] = np.copysign(np.log1p(np.abs(values[logarithm])), values[logarithm])
+    return np.asarray((values - mean) / scale)
+
+
+def _term(place: str, stored: Any) -> Term:
+    expected = [field.name for field in fields(Term)]
+    if not isinstance(stored, dict) or sorted(stored) != sorted(expected):
+        raise LinearError(f"{place}: expected {', '.join(expected)}; train the ranker again")
+    if not isinstance(stored["column"], str) or not isinstance(stored["logarithm"], bool):
+        raise LinearError(f"{place}: 'column' must be a text and 'logarithm' true or false; train the ranker again")
+    numbers = {name: _number(place, name, stored[name]) for name in ("mean", "scale", "weight", "missing")}
+    if numbers["scale"] <= 0:
+        raise LinearError(f"{place}: found scale {numbers['scale']}; expected more than 0; train the ranker again")
+    return Term(stored["column"], stored["logarithm"], **numbers)
+
+
+def _number(place: str, name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise LinearError(f"{place}: found {name} {value!r}; expected a finite number; train the ranker again")
+    return float(value)
