@@ -53,11 +53,11 @@ class Batch:
     """
 
     def __init__(self, stored: pa.Table, schema: pa.Schema) -> None:
-        self._stored = stored.combine_chunks()
+        self.stored = stored.combine_chunks()
         self.schema = schema
 
     def __len__(self) -> int:
-        return int(self._stored.num_rows)
+        return int(self.stored.num_rows)
 
     def __repr__(self) -> str:
         return f"Batch({len(self)} events, offsets {self.start} to {self.stop})"
@@ -106,18 +106,19 @@ class Batch:
     def of_kind(self, kind: str) -> NDArray[np.bool_]:
         """True for each event of that kind; all False where the batch has none."""
         code = self.kinds.index(kind) if kind in self.kinds else -1
-        return self.kind_codes == code
+        mask: NDArray[np.bool_] = self.kind_codes == code
+        return mask
 
     def has(self, column: str) -> bool:
         """Whether any event has a value in that column. Raises KeyError where the schema lacks it."""
-        return self._column(column).null_count < len(self)
+        return bool(self._column(column).null_count < len(self))
 
     def strings(self, column: str) -> pa.Array:
         """A column of strings (or of lists of strings) as an Arrow array. Raises KeyError where the schema lacks it."""
         return self._column(column)
 
     def numbers(self, column: str) -> NDArray[np.float64]:
-        """A numeric or boolean column as float64: NaN for null, booleans as 0 and 1; beyond 2^53 integers are rounded."""
+        """A numeric or boolean column as float64: NaN for null, booleans as 0 and 1, integers beyond 2^53 rounded."""
         array = pc.cast(self._column(column), pa.float64(), safe=False)
         values: NDArray[np.float64] = array.to_numpy(zero_copy_only=False)
         return values
@@ -125,20 +126,20 @@ class Batch:
     def take(self, rows: NDArray[np.bool_] | NDArray[np.integer]) -> Batch:
         """The chosen events: a mask, or indexes that rise."""
         chosen = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
-        return Batch(self._stored.take(pa.array(chosen)), self.schema)
+        return Batch(self.stored.take(pa.array(chosen)), self.schema)
 
     def slice(self, start: int, stop: int) -> Batch:
         """The events with offsets from `start` up to, not including, `stop`; no copy."""
         first, last = np.searchsorted(self.offset, [start, stop])
-        return Batch(self._stored.slice(first, last - first), self.schema)
+        return Batch(self.stored.slice(first, last - first), self.schema)
 
     def _integers(self, name: str) -> NDArray[np.int64]:
         values: NDArray[np.int64] = self._column(name).to_numpy(zero_copy_only=False)
         return values
 
     def _column(self, name: str) -> pa.Array:
-        if self._stored.schema.get_field_index(name) >= 0:
-            column = self._stored.column(name)
+        if self.stored.schema.get_field_index(name) >= 0:
+            column = self.stored.column(name)
             return column.chunk(0) if column.num_chunks else pa.nulls(0, column.type)
         if name not in self.schema.names:
             raise KeyError(f"the log has no column {name!r}; it has {', '.join(self.schema.names)}")
@@ -149,5 +150,5 @@ def joined(batches: Sequence[Batch]) -> Batch:
     """Consecutive batches of one log as one."""
     if len(batches) == 1:
         return batches[0]
-    stored = pa.concat_tables([batch._stored for batch in batches], promote_options="default")
+    stored = pa.concat_tables([batch.stored for batch in batches], promote_options="default")
     return Batch(stored.unify_dictionaries(), batches[0].schema)

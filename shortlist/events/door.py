@@ -80,18 +80,16 @@ def compile_kind(code: int, schema: EventSchema) -> Kind:
     names = (*(key.name for key in schema.keys), *schema.fields)
     for number, name in enumerate(names):
         if name in types or name in RESERVED:
-            raise ValueError(
-                f"{schema.place}: {schema.kind} declares {name!r} twice or uses a reserved name ({', '.join(sorted(RESERVED))})"
-            )
+            reserved = ", ".join(sorted(RESERVED))
+            raise ValueError(f"{schema.place}: {schema.kind} declares {name!r} twice, or it is reserved ({reserved})")
         if number < len(schema.keys):
             types[name] = pa.string()
             members.append((f"v{number}", Name))
             continue
         known = value_type(schema.fields[name])
         if known is None:
-            raise ValueError(
-                f"{schema.place}: field {schema.kind}.{name} has the type {schema.fields[name]!r}, which no column can hold"
-            )
+            found = repr(schema.fields[name])
+            raise ValueError(f"{schema.place}: {schema.kind}.{name} has the type {found}, which no column can hold")
         types[name] = ARROW_TYPES[known[0]]
         declared = STRUCT_TYPES[known[0]]
         (optional if known[1] else members).append(
@@ -162,9 +160,8 @@ class Door:
         is_array = body.lstrip()[:1] == b"["
         try:
             rows = self._array.decode(body) if is_array else self._lines.decode_lines(body)
-            if len(body) <= self.max_bytes or self._all_small(rows):
-                if self._all_timely(rows, received):
-                    return Admitted(received, [], rows)
+            if (len(body) <= self.max_bytes or self._all_small(rows)) and self._all_timely(rows, received):
+                return Admitted(received, [], rows)
         except (msgspec.DecodeError, UnicodeDecodeError):
             pass  # the slow path below finds out which event it was, and why
         return self._one_by_one(read_array(body) if is_array else read_lines(body), received)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +18,9 @@ from shortlist.events.door import Admitted, Door, Row, clock_ms
 from shortlist.events.identity import SeenIds
 from shortlist.events.reasons import Refusal
 from shortlist.events.schema import Event, EventSchema
+from shortlist.framing.problems import nearest
 
-Submitted = Iterable[Event | Mapping[str, Any]] | pa.Table | bytes
+Submitted: TypeAlias = Iterable[Event | Mapping[str, Any]] | pa.Table | bytes
 """What a log takes: events, flat mappings, an Arrow table with their columns, or JSON (object, array or lines)."""
 Listener = Callable[[Batch], None]
 
@@ -77,21 +78,29 @@ class EventLog(Protocol):
     def submit(self, events: Submitted, received: int | None = None) -> Future[Receipt]:
         """`append` without waiting: for servers that await many appends at once (`asyncio.wrap_future`)."""
 
-    def scan(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
-        """The events with offsets from `start` up to, not including, `stop` (default: `position` as of now), in order."""
+    def scan(self, start: int = 0, stop: int | None = None, columns: Sequence[str] | None = None) -> Iterator[Batch]:
+        """The events with offsets from `start` up to, not including, `stop` (default: all that are known), in order.
+
+        `columns`: only these beside offset, at, received and kind, which is faster. Raises KeyError for an unknown one,
+        LogError (LogCorruptError) where what is stored cannot be read.
+        """
 
     @property
     def position(self) -> int:
         """The offset that the next event will get: the number of events known."""
 
     def append_imported(self, events: Submitted, progress: Progress) -> Receipt:
-        """Append history: each event counts as received when it happened, and `progress` is stored in the same breath."""
+        """Append history: each event counts as received when it happened; `progress` is stored with it, atomically."""
 
     def progress(self, source: str) -> Progress | None:
         """How far the import of `source` has come; None where there was none."""
 
-    def subscribe(self, listener: Listener) -> None:
-        """Call `listener` with every batch committed from now on, once, in offset order, before `append` returns."""
+    def subscribe(self, listener: Listener, start: int | None = None) -> None:
+        """Call `listener` with every batch committed from now on, once, in offset order, before `append` returns.
+
+        With `start` it first gets the events stored from that offset on, and no append slips in between. A listener
+        must not append. Where it raises, the events stay stored and whoever appended them gets its exception.
+        """
 
     def close(self) -> None:
         """Finish what was submitted and let go of the files."""
@@ -153,8 +162,21 @@ def with_envelope(table: pa.Table, learned: list[tuple[int | None, int]], first:
     return pa.table({**head, **own})
 
 
+ALWAYS = ("offset", "at", "received", "kind")
+"""The columns that every scan has."""
+
 SCAN_EVENTS = 131_072
 """How many events a scan joins into one batch, at least, where they were stored in smaller ones."""
+
+
+def selected(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
+    """The part of the log's schema that a scan of `columns` has. Raises KeyError for a column that it lacks."""
+    if columns is None:
+        return schema
+    for name in columns:
+        if name not in schema.names:
+            raise KeyError(f"the log has no column {name!r}; {nearest(name, schema.names)}")
+    return pa.schema([column for column in schema if column.name in ALWAYS or column.name in columns])
 
 
 def in_larger_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -169,6 +191,18 @@ def in_larger_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
             waiting, count = [], 0
     if waiting:
         yield joined(waiting)
+
+
+def tell(listeners: Iterable[Listener], batch: Batch) -> None:
+    """Call every listener, then raise the first exception that one of them raised."""
+    failed: list[Exception] = []
+    for listener in listeners:
+        try:
+            listener(batch)
+        except Exception as error:  # the others must see the batch all the same
+            failed.append(error)
+    if failed:
+        raise failed[0]
 
 
 class MemoryLog:
@@ -207,18 +241,21 @@ class MemoryLog:
         """See `EventLog.progress`."""
         return self._progress.get(source)
 
-    def subscribe(self, listener: Listener) -> None:
+    def subscribe(self, listener: Listener, start: int | None = None) -> None:
         """See `EventLog.subscribe`."""
         with self._lock:
+            for batch in self.scan(self._position if start is None else start):
+                listener(batch)
             self._listeners.append(listener)
 
-    def scan(self, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+    def scan(self, start: int = 0, stop: int | None = None, columns: Sequence[str] | None = None) -> Iterator[Batch]:
         """See `EventLog.scan`."""
+        schema = selected(self.door.columns, columns)
         end = self._position if stop is None else min(stop, self._position)
         first = max(0, bisect_right(self._starts, start) - 1)
         last = bisect_right(self._starts, end - 1)
         parts = (batch.slice(start, end) for batch in self._batches[first:last])
-        return in_larger_batches(part for part in parts if len(part))
+        return in_larger_batches(Batch(part.stored, schema) for part in parts if len(part))
 
     def close(self) -> None:
         """Nothing to finish and nothing to let go of."""
@@ -234,6 +271,5 @@ class MemoryLog:
                 self._batches.append(batch)
                 self._starts.append(self._position)
                 self._position = batch.stop
-                for listener in self._listeners:
-                    listener(batch)
+                tell(self._listeners, batch)
             return numbered.receipts[0]

@@ -24,7 +24,8 @@ VALUE_TYPES: Mapping[str, object] = {"str": str, "int": int, "float": float, "bo
 def value_type(declared: FieldType) -> tuple[str, bool] | None:
     """`(name in VALUE_TYPES, optional)` of a declared type, or None where the type is not supported."""
     optional = False
-    if get_origin(declared) in (Union, UnionType):
+    origin: object = get_origin(declared)
+    if origin in (Union, UnionType):
         parts = [part for part in get_args(declared) if part is not NoneType]
         if len(parts) != 1:
             return None
