@@ -89,7 +89,8 @@ class MovieLens:
     @cached_property
     def last(self) -> int:
         """When the last thing happened, ms UTC."""
-        return max((int(actions.at[-1]) for actions in (self.watches, self.tags) if len(actions)), default=0)
+        latest: int = max((int(actions.at[-1]) for actions in (self.watches, self.tags) if len(actions)), default=0)
+        return latest
 
     def events(self, shift_ms: int = 0, rows: int = 200_000) -> Iterator[pa.Table]:
         """The events in time order, in tables of about `rows` of them; every time is moved by `shift_ms`.
@@ -133,7 +134,8 @@ class MovieLens:
         begin = min((int(actions.at[0]) for actions in (self.watches, self.tags) if len(actions)), default=0)
         years = pc.fill_null(self.films["year"], 9999).to_numpy()
         opened = (years - 1970).astype("datetime64[Y]").astype("datetime64[ms]").astype(np.int64)
-        return np.minimum(np.maximum(opened, begin), self._first(self.films, "film"))
+        times: NDArray[np.int64] = np.minimum(np.maximum(opened, begin), self._first(self.films, "film"))
+        return times
 
 
 def read_movielens(path: str | Path) -> MovieLens:

@@ -44,7 +44,8 @@ class Settings:
 
     def place(self, name: str) -> Path:
         """The path that the URL setting `name` (log, state, releases) points at."""
-        return self.folder / getattr(self, name).partition(":")[2]
+        url: str = getattr(self, name)
+        return self.folder / url.partition(":")[2]
 
 
 LIMITS: Mapping[str, tuple[float, float]] = {
@@ -144,7 +145,7 @@ def check(name: str, value: Any, place: str) -> Any | Problem:
     return f"{scheme}:{path.removeprefix('//')}"
 
 
-def check_number(name: str, value: Any, place: str, expected: type) -> Any | Problem:
+def check_number(name: str, value: Any, place: str, expected: type[float]) -> Any | Problem:
     """A number of the expected type within its limits."""
     written = value
     if isinstance(value, str) and place.startswith("environment"):

@@ -14,11 +14,15 @@ from typing import Any
 
 from shortlist.events.labels import Labels, ObservedPositives
 from shortlist.events.schema import RESERVED, VALUE_TYPES, Entity, EventSchema, value_type
-from shortlist.features.definitions import Impression
+from shortlist.features.definitions import Feature, Grouped, Impression, Stream
+from shortlist.features.problems import problems as feature_problems
 from shortlist.framing.durations import duration_ms
 from shortlist.framing.objective import Constraints, Guardrail, Objective
 from shortlist.framing.problems import Problem, nearest
 from shortlist.project import Project
+
+Unbelieved = Any
+"""A declaration as the user wrote it: its annotations are hopes."""
 
 COMPARISONS = ("==", "!=", "<", "<=", ">", ">=", "in")
 TYPES = f"expected one of {', '.join(VALUE_TYPES)}, or one of them | None"
@@ -35,14 +39,14 @@ def problems(project: Project) -> list[Problem]:
     return list(dict.fromkeys(found))
 
 
-def of_name(project: Project) -> Iterator[Problem]:
+def of_name(project: Unbelieved) -> Iterator[Problem]:
     """The project's own name: it becomes part of file names and metrics."""
     name = project.name
     if not isinstance(name, str) or not name.replace("-", "_").isidentifier():
         yield Problem(project.place, f"project name {name!r}", "expected letters, digits, - and _, such as 'films'")
 
 
-def of_entities(project: Project) -> Iterator[Problem]:
+def of_entities(project: Unbelieved) -> Iterator[Problem]:
     """User, item and the others: entities with names of their own and attributes of known types."""
     seen: dict[str, Entity] = {}
     roles = [("user", project.user), ("item", project.item)]
@@ -66,7 +70,7 @@ def of_entities(project: Project) -> Iterator[Problem]:
             yield from of_type(entity.place, what, declared)
 
 
-def of_events(project: Project) -> Iterator[Problem]:
+def of_events(project: Unbelieved) -> Iterator[Problem]:
     """Kinds with names of their own, keys that are entities of the project, fields of known types."""
     if not isinstance(project.events, Iterable):
         yield Problem(project.place, f"events is {describe(project.events)}", "expected a list of event types")
@@ -97,7 +101,7 @@ def of_events(project: Project) -> Iterator[Problem]:
         yield from of_event(event, entities)
 
 
-def of_event(event: EventSchema, entities: Mapping[str, Entity]) -> Iterator[Problem]:
+def of_event(event: Unbelieved, entities: Mapping[str, Entity]) -> Iterator[Problem]:
     """One event type."""
     yield from of_identifier(event.place, "event type", event.kind, RESERVED)
     if not event.keys:
@@ -133,7 +137,7 @@ def of_event(event: EventSchema, entities: Mapping[str, Entity]) -> Iterator[Pro
         yield from of_type(event.place, what, declared)
 
 
-def of_context(project: Project) -> Iterator[Problem]:
+def of_context(project: Unbelieved) -> Iterator[Problem]:
     """The typed values that a request may carry."""
     if not isinstance(project.context, Mapping):
         yield Problem(
@@ -146,29 +150,37 @@ def of_context(project: Project) -> Iterator[Problem]:
         yield from of_type(project.place, f"context value {name!r}", declared)
 
 
-def of_features(project: Project) -> list[Problem]:
-    """What the features' own rules say."""
-    from shortlist.features.checks import problems as feature_problems
+def of_features(project: Unbelieved) -> Iterator[Problem]:
+    """What the features' own rules say of those that are features."""
+    if not isinstance(project.features, Iterable):
+        yield Problem(project.place, f"features is {describe(project.features)}", "expected a list of features")
+        return
+    for feature in project.features:
+        if isinstance(feature, Grouped | Stream | EventSchema):
+            yield Problem(project.place, f"features holds {describe(feature)}", "finish it: watch.by(user).count()")
+        elif not isinstance(feature, Feature):
+            yield Problem(
+                project.place, f"features holds {describe(feature)}", "expected a feature: watch.by(user).count()"
+            )
+    features = [feature for feature in project.features if isinstance(feature, Feature)]
+    yield from feature_problems(features, project.schemas, project.all_entities, project.context)
 
-    return feature_problems(
-        project.features, project.schemas, (project.user, project.item, *project.entities), project.context
-    )
 
-
-def of_labels(project: Project) -> Iterator[Problem]:
+def of_labels(project: Unbelieved) -> Iterator[Problem]:
     """Labels of declared events between a user and an item, with gains above zero."""
     labels, place = project.labels, project.place
     if not isinstance(labels, Labels | ObservedPositives):
         yield Problem(place, f"labels is {describe(labels)}", "expected Labels(...) or ObservedPositives(...)")
         return
-    if not isinstance(labels.gains, Mapping) or not labels.gains:
+    gains: Unbelieved = labels.gains
+    if not isinstance(gains, Mapping) or not gains:
         yield Problem(
             place,
-            f"labels have the gains {describe(labels.gains)}",
+            f"labels have the gains {describe(gains)}",
             "expected event types with gains, such as {watch: 1.0}",
         )
         return
-    for event, gain in labels.gains.items():
+    for event, gain in gains.items():
         if not isinstance(event, EventSchema):
             yield Problem(
                 place, f"labels name {describe(event)}", "expected an event type: the object itself, not its name"
@@ -192,7 +204,7 @@ def of_labels(project: Project) -> Iterator[Problem]:
         yield Problem(place, f"labels.within is {labels.within!r}", "expected a duration, such as '24h'")
 
 
-def of_label_event(project: Project, event: EventSchema) -> Iterator[Problem]:
+def of_label_event(project: Unbelieved, event: EventSchema) -> Iterator[Problem]:
     """An event type that labels are made of."""
     declared = [other for other in project.events if isinstance(other, EventSchema)]
     if all(other is not event for other in declared):
@@ -211,7 +223,7 @@ def of_label_event(project: Project, event: EventSchema) -> Iterator[Problem]:
         )
 
 
-def of_where(labels: ObservedPositives, place: str) -> Iterator[Problem]:
+def of_where(labels: Unbelieved, place: str) -> Iterator[Problem]:
     """The condition on positives: a field that one of their kinds has, compared with a value of its type."""
     if labels.where is None:
         return
@@ -247,7 +259,7 @@ def fits(value: Any, name: str) -> bool:
     return isinstance(value, bool) if name == "bool" else isinstance(value, str)
 
 
-def of_objective(project: Project) -> Iterator[Problem]:
+def of_objective(project: Unbelieved) -> Iterator[Problem]:
     """Proxies that are events, guardrails on metrics that are measured, constraints above zero."""
     objective, place = project.objective, project.place
     if not isinstance(objective, Objective):
@@ -269,7 +281,7 @@ def of_objective(project: Project) -> Iterator[Problem]:
             yield Problem(place, f"constraints.{name} is {value!r}", "expected a number above 0")
 
 
-def of_guardrail(project: Project, guardrail: Any) -> Iterator[Problem]:
+def of_guardrail(project: Unbelieved, guardrail: Any) -> Iterator[Problem]:
     """One bound on one metric of the evaluation report."""
     if not isinstance(guardrail, Guardrail):
         yield Problem(
@@ -288,7 +300,7 @@ def of_guardrail(project: Project, guardrail: Any) -> Iterator[Problem]:
         )
 
 
-def of_parts(project: Project) -> Iterator[Problem]:
+def of_parts(project: Unbelieved) -> Iterator[Problem]:
     """Sources and rankers: specs of ours, each under a name of its own."""
     for role, room, parts in (("sources", "retrieval", project.sources), ("rankers", "ranking", project.rankers)):
         seen: set[str] = set()
