@@ -32,7 +32,7 @@ class Settings:
     vectors are logged for the audit. `port` 0 takes a free one.
     """
 
-    log: str = "sqlite:data/log"
+    log: str = "sqlite:data/log.db"
     state: str = "file:data/state"
     releases: str = "file:data/releases"
     host: str = "127.0.0.1"
