@@ -17,8 +17,20 @@ from shortlist.framing.durations import duration_ms as duration_ms
 from shortlist.framing.problems import declared_at
 
 Operation = Literal[
-    "count", "sum", "mean", "std", "min", "max", "first", "last", "last_n", "time_since", "distinct", "top_k",
-    "decayed_count", "decayed_sum",
+    "count",
+    "sum",
+    "mean",
+    "std",
+    "min",
+    "max",
+    "first",
+    "last",
+    "last_n",
+    "time_since",
+    "distinct",
+    "top_k",
+    "decayed_count",
+    "decayed_sum",
 ]
 Comparison = Literal["==", "!=", "<", "<=", ">", ">=", "in"]
 
@@ -40,7 +52,7 @@ class EventType(EventSchema):
 
     def where(self, name: str, comparison: Comparison, value: Any) -> Stream:
         """Only the events whose field `name` compares so; chain calls to require several conditions."""
-        return Stream(self, (Condition(name, comparison, value),))
+        return Stream(self).where(name, comparison, value)
 
     def by(self, *keys: Entity | str) -> Grouped:
         """One row of state per value of `keys`: an entity, a pair, or an entity's attribute as "film.genres"."""
@@ -55,8 +67,9 @@ class Stream:
     conditions: tuple[Condition, ...] = ()
 
     def where(self, name: str, comparison: Comparison, value: Any) -> Stream:
-        """Add a condition."""
-        return Stream(self.event, (*self.conditions, Condition(name, comparison, value)))
+        """Add a condition; for "in", `value` is a list of constants."""
+        constant = tuple(value) if isinstance(value, (list, set, frozenset)) else value
+        return Stream(self.event, (*self.conditions, Condition(name, comparison, constant)))
 
     def by(self, *keys: Entity | str) -> Grouped:
         """One row of state per value of `keys`; `by()` without keys is one row for everything."""
@@ -88,7 +101,16 @@ class Aggregate:
         """The column's name, e.g. `user_watch_mean_seconds_30d`."""
         conditions = [f"{c.field}_{c.value}" for c in self.stream.conditions]
         size = str(self.n) if self.n else None
-        parts = [*self.by, self.stream.event.kind, *conditions, self.operation, self.value, size, self.over, self.half_life]
+        parts = [
+            *self.by,
+            self.stream.event.kind,
+            *conditions,
+            self.operation,
+            self.value,
+            size,
+            self.over,
+            self.half_life,
+        ]
         return self.label or re.sub(r"\W+", "_", "_".join(part for part in parts if part))
 
     def named(self, name: str) -> Aggregate:
@@ -219,7 +241,11 @@ class Grouped:
         The mean over its values where the candidate has several. Exact: counted per (key, value) pair.
         """
         per_value = self.stream.by(*self.keys, attribute).count(over, hop)
-        label = re.sub(r"\W+", "_", "_".join(part for part in (*self.keys, self.stream.event.kind, "share", attribute, over) if part))
+        label = re.sub(
+            r"\W+",
+            "_",
+            "_".join(part for part in (*self.keys, self.stream.event.kind, "share", attribute, over) if part),
+        )
         return Ratio(per_value, self.count(over, hop), label=label, place=declared_at())
 
 
@@ -245,4 +271,3 @@ IMPRESSION_FIELDS: Mapping[str, FieldType] = {
     "now": int | None,
     "vector": str | None,
 }
-
