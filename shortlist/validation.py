@@ -75,7 +75,12 @@ def of_events(project: Unbelieved) -> Iterator[Problem]:
     if not isinstance(project.events, Iterable):
         yield Problem(project.place, f"events is {describe(project.events)}", "expected a list of event types")
         return
-    entities = {entity.name: entity for entity in project.all_entities if isinstance(entity, Entity)}
+    entities: dict[str, Entity] = {}
+    for entity in filter(lambda declared: isinstance(declared, Entity), project.all_entities):
+        entities.setdefault(entity.name, entity)
+    judge_keys = (
+        isinstance(project.user, Entity) and isinstance(project.item, Entity) and project.user is not project.item
+    )
     seen: dict[str, EventSchema] = {}
     for event in project.events:
         if not isinstance(event, EventSchema):
@@ -98,11 +103,11 @@ def of_events(project: Unbelieved) -> Iterator[Problem]:
             yield Problem(
                 event.place, "event type 'impression' is the service's own", "declare it as Impression(user, item)"
             )
-        yield from of_event(event, entities)
+        yield from of_event(event, entities, judge_keys)
 
 
-def of_event(event: Unbelieved, entities: Mapping[str, Entity]) -> Iterator[Problem]:
-    """One event type."""
+def of_event(event: Unbelieved, entities: Mapping[str, Entity], judge_keys: bool) -> Iterator[Problem]:
+    """One event type; `judge_keys` says that user and item are known, so that a foreign entity is a mistake."""
     yield from of_identifier(event.place, "event type", event.kind, RESERVED)
     if not event.keys:
         yield Problem(
@@ -122,7 +127,7 @@ def of_event(event: Unbelieved, entities: Mapping[str, Entity]) -> Iterator[Prob
                 event.place, f"{event.kind!r} names the entity {key.name!r} twice", "expected each at most once"
             )
         names.add(key.name)
-        if entities.get(key.name) is not key:
+        if judge_keys and entities.get(key.name) is not key:
             hint = (
                 "add it to the project's `entities`"
                 if key.name not in entities
