@@ -75,7 +75,8 @@ class BitVectors:
 
 
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-inner = njit(**OPTIONS, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+INNER: dict[str, Any] = {**OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+inner = njit(**INNER)
 
 
 @inner

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shortlist.ranking.bitvectors import CATEGORIES, HIGH, LOW, NEVER_MISSING, RANKS, BitVectors
+from shortlist.ranking.bitvectors import CATEGORIES, HIGH, LOW, NEVER_MISSING, RANKS, TABLE_FIELDS, BitVectors
 from shortlist.ranking.model_text import CATEGORICAL, DEFAULT_LEFT, MISSING_TYPE, Model, Tree
 
 Integers = NDArray[np.int64]
@@ -31,7 +31,7 @@ def bit_vectors(model: Model) -> BitVectors:
         outputs[8 * (start + count - 1 - (layout.place >> 3)) + (layout.place & 7)] = tree.leaf_value
     ends = np.cumsum(np.bincount(steps.group, minlength=int(groups.sum())))
     return BitVectors(
-        tables=np.array(tables.rows, np.int64).reshape(len(tables.rows), -1),
+        tables=np.array(tables.rows, np.int64).reshape(-1, TABLE_FIELDS),
         thresholds=np.concatenate([np.zeros(0), *tables.ladders]),
         words=np.concatenate([np.zeros(0, np.uint32), *tables.sets]),
         planes=tables.planes,

@@ -47,8 +47,9 @@ class ColumnFinder:
         index = {name: number for number, name in enumerate(names)}
         missing = [name for name in self.needed if name not in index]
         if missing:
+            listed = ", ".join(map(repr, missing[:10])) + (" and more" if len(missing) > 10 else "")
             raise MissingColumnsError(
-                f"the ranker needs {', '.join(map(repr, missing[:10]))}{' ...' if len(missing) > 10 else ''}, which the "
+                f"the ranker needs {listed}, which the "
                 f"features do not have ({nearest(missing[0], index)}): declare them, or train a ranker without them"
             )
         positions = np.array([index[name] for name in self.needed], np.int64)
