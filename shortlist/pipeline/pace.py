@@ -34,3 +34,7 @@ class Pace:
     def skipped(self) -> None:
         """Learn that the stage was not begun because of this estimate."""
         self.estimate_ms *= FORGET
+
+    def forget(self) -> None:
+        """Start anew."""
+        self.estimate_ms = 0.0

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from shortlist.pipeline.candidates import NOTHING, Candidates, Column
 from shortlist.pipeline.explanation import explain
+from shortlist.pipeline.pace import Pace
 from shortlist.pipeline.query import Query, Slate
 from shortlist.pipeline.stages import (
     Filter,
@@ -65,7 +66,7 @@ class Pipeline:
 
     `defaults` are the columns, each with one value, that a hydrator stands for when it is skipped: {hydrator: {column:
     value}}. A scorer that is skipped leaves the order in which the candidates were retrieved. `last_resort` proposes
-    the whole catalogue, best first. `watch` sees the trace of every query.
+    the whole catalogue, best first. `watch` sees the trace of every query. `pace` is that of the whole.
     """
 
     catalogue: Catalogue
@@ -84,6 +85,7 @@ class Pipeline:
     versions: Mapping[str, str] = field(default_factory=dict)
     watch: Callable[[Trace], None] | None = None
     paces: Paces = field(default_factory=Paces)
+    pace: Pace = field(default_factory=Pace)
 
     def __post_init__(self) -> None:
         if len(self.sources) > 1 and self.merger is None:
@@ -91,6 +93,7 @@ class Pipeline:
 
     def rank(self, query: Query) -> Slate:
         """At most `query.k` items, best first; fewer only where fewer are eligible. Never raises for a stage."""
+        begun = query.deadline.clock()
         trace = Trace(query.deadline, self.paces)
         for stage in self.understand:
             nothing: Mapping[str, Any] = {}
@@ -108,6 +111,7 @@ class Pipeline:
             trace.call("observe", observer.name, len(shown), partial(observer.observe, query, slate, shown), None)
         if self.watch is not None:
             self.watch(trace)
+        self.pace.took((query.deadline.clock() - begun) * 1000)
         return slate
 
     def _propose(self, query: Query, trace: Trace) -> Mapping[str, Candidates]:

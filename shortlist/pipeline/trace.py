@@ -50,6 +50,10 @@ class Paces:
         pace = self._paces.get(stage)
         return self._paces.setdefault(stage, Pace()) if pace is None else pace
 
+    def forget(self) -> None:
+        """Forget every pace: what was measured so far is not typical, because caches and kernels were cold."""
+        self._paces.clear()
+
     def failed(self, stage: str) -> None:
         """Log the exception in flight: the 1st, 2nd, 4th, 8th … time, so that a broken stage does not flood the log."""
         self._failures[stage] += 1

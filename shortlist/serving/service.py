@@ -1,0 +1,189 @@
+"""The service as a whole: it loads, catches up, answers, swaps releases, takes snapshots, and stops without loss.
+
+Loading runs beside the event loop, so that `/health` and `/ready` answer from the first moment. The champion that is
+served is one reference: a request that began with the old one ends with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import secrets
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from shortlist.events.log import EventLog
+from shortlist.events.sqlite import SqliteLog
+from shortlist.features.program import FeatureSet
+from shortlist.features.table import FeatureTable
+from shortlist.project import Project
+from shortlist.serving.impressions import Impressions
+from shortlist.serving.limits import Limits
+from shortlist.serving.metrics import Metrics
+from shortlist.serving.recommend import Champion, load_champion
+from shortlist.serving.recovery import Recovery, recover, take_snapshot
+from shortlist.settings import Settings
+from shortlist.training.releases import Pointer, Registry, ReleaseError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Live:
+    """What is there once the state has caught up with the log."""
+
+    log: EventLog
+    table: FeatureTable
+    impressions: Impressions
+    recovery: Recovery
+
+
+@dataclass
+class Service:
+    """One running service. `start` and `stop` are called by the application's lifespan."""
+
+    project: Project
+    settings: Settings
+    limits: Limits
+    metrics: Metrics = field(default_factory=Metrics)
+    live: Live | None = None
+    champion: Champion | None = None
+    problems: dict[str, str] = field(default_factory=dict)
+    begun: float = field(default_factory=time.monotonic)
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    _tried: Pointer | None = None
+
+    def __post_init__(self) -> None:
+        self.registry = Registry(self.settings.place("releases"), self.project.objective.guardrails)
+        self.features = FeatureSet(self.project.features, self.project.all_entities, self.project.context)
+        self.pool = ThreadPoolExecutor(2, "ranking")
+        self._chores = ThreadPoolExecutor(1, "chores")  # loading and snapshots, one at a time
+        self._prefix, self._numbers = secrets.token_hex(6), itertools.count(1)
+        read = self.metrics.gauge
+        read("shortlist_log_position", "Events in the log.", lambda: self.live.log.position if self.live else 0)
+        read(
+            "shortlist_features_position", "Events in the state.", lambda: self.live.table.position if self.live else 0
+        )
+        read("shortlist_impressions_pending", "Slates to be logged.", lambda: self.pending_impressions)
+        read("shortlist_ready", "1 when requests can be answered.", lambda: float(not self.waiting_for()))
+
+    def request_id(self) -> str:
+        """An id that no other request has: random once per process, then counted."""
+        return f"{self._prefix}-{next(self._numbers):x}"
+
+    @property
+    def pending_impressions(self) -> int:
+        """Slates whose impressions are not in the log yet."""
+        return self.live.impressions.pending if self.live else 0
+
+    def waiting_for(self) -> list[str]:
+        """What is missing before requests can be answered."""
+        missing = [] if self.live else ["the state, which is catching up with the log"]
+        if self.champion is None:
+            known = self.problems.get("release") or self.problems.get("start")
+            missing.append(known or "a release, which is being loaded")
+        return missing
+
+    async def start(self) -> None:
+        """Begin to load; what goes wrong is in `problems`, the log and `/health`."""
+        self._tasks.append(asyncio.create_task(self._run()))
+
+    async def stop(self) -> None:
+        """Log the pending impressions, take a snapshot, let go of the files."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.get_running_loop().run_in_executor(self._chores, self._finish)
+        self._chores.shutdown()
+        self.pool.shutdown()
+
+    async def _run(self) -> None:
+        """Load, then look around for ever."""
+        loop = asyncio.get_running_loop()
+        try:
+            self.live = await loop.run_in_executor(self._chores, self._catch_up)
+        except Exception as error:
+            logger.exception("the state could not be loaded")
+            self.problems["start"] = f"{type(error).__name__}: {error}"
+            return
+        snapshot_due = time.monotonic() + self.limits.snapshot_seconds
+        while True:
+            await loop.run_in_executor(self._chores, self.follow_champion)
+            if time.monotonic() >= snapshot_due:
+                await loop.run_in_executor(self._chores, self._snapshot)
+                snapshot_due = time.monotonic() + self.limits.snapshot_seconds
+            await asyncio.sleep(self.limits.watch_seconds)
+
+    def _catch_up(self) -> Live:
+        path = self.settings.place("log")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = SqliteLog(path, self.project.schemas)
+        table, recovery = recover(self.features, log, self.settings.place("state"))
+        logger.info("%s", recovery)
+        impressions = Impressions(
+            log,
+            self.project.user.name,
+            self.project.item.name,
+            self.features.fingerprint,
+            self.settings.vector_sample,
+            lambda outcome, count: self.metrics.impressions.labels(outcome).inc(count),
+        )
+        impressions.start()
+        return Live(log, table, impressions, recovery)
+
+    def follow_champion(self) -> None:
+        """Serve the release that the registry's pointer names. One that cannot be loaded leaves the old one serving."""
+        live = self.live
+        if live is None:
+            return
+        try:
+            pointer = self.registry.pointer()
+            if pointer == self._tried:
+                return
+            self._tried = pointer
+            if self.champion is not None and self.champion.version == pointer.champion:
+                self.problems.pop("release", None)
+                return
+            release = self.registry.fetch("champion", self.features.fingerprint)
+            champion = load_champion(self.project, release, live.table, live.impressions, self.metrics.traced)
+            champion.warm(self.request_id)
+        except Exception as error:  # whatever is wrong with it, the old one goes on serving
+            self._not_loaded(error)
+            return
+        self.champion = champion
+        self.problems.pop("release", None)
+        self.metrics.swaps.labels("served").inc()
+        self.metrics.release.info({"version": champion.version})
+        logger.info("release %s is served", champion.version)
+
+    def _not_loaded(self, error: Exception) -> None:
+        serving = f"; {self.champion.version} goes on serving" if self.champion else ""
+        message = (
+            f"{error}{serving}" if isinstance(error, ReleaseError) else f"{type(error).__name__}: {error}{serving}"
+        )
+        if self.problems.get("release") != message:
+            logger.error("the champion was not loaded: %s", message, exc_info=not isinstance(error, ReleaseError))
+            self.metrics.swaps.labels("refused").inc()
+        self.problems["release"] = message
+
+    def _snapshot(self) -> None:
+        if self.live is None:
+            return
+        try:
+            take_snapshot(self.live.table, self.settings.place("state"))
+        except OSError as error:
+            logger.exception("the snapshot could not be written; the log has everything")
+            self.problems["snapshot"] = f"the snapshot could not be written ({error}); starting will take longer"
+            self.metrics.snapshots.labels("failed").inc()
+        else:
+            self.problems.pop("snapshot", None)
+            self.metrics.snapshots.labels("written").inc()
+
+    def _finish(self) -> None:
+        if self.live is None:
+            return
+        self.live.impressions.stop(self.limits.shutdown_seconds)
+        self._snapshot()
+        self.live.log.close()
