@@ -296,7 +296,7 @@ def of_guardrail(project: Unbelieved, guardrail: Any) -> Iterator[Problem]:
     method, _, metric = guardrail.metric.rpartition(".")
     if metric not in METRICS:
         yield Problem(project.place, f"a guardrail names the metric {guardrail.metric!r}", nearest(metric, METRICS))
-    methods = [part_name(part) for part in (*project.sources, *project.rankers)]
+    methods = ["popularity", "two_stage", *(part_name(part) for part in (*project.sources, *project.rankers))]
     if method and method not in methods:
         yield Problem(project.place, f"a guardrail names the method {method!r}", nearest(method, methods))
     if guardrail.at_least is None and guardrail.at_most is None:

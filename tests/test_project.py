@@ -81,7 +81,7 @@ MISTAKES: dict[str, tuple[dict[str, object], str, str]] = {
     "key type": ({"events": [watch, EventType("ping", user, str)]}, "a key of 'ping' is type", "entity"),  # type: ignore[arg-type]
     "foreign key": ({"events": [watch, EventType("ping", Entity("car"))]}, "the entity 'car'", "`entities`"),
     "other object": ({"events": [watch, EventType("ping", Entity("user"))]}, "the entity 'user'", "own Entity object"),
-    "field is key": ({"events": [watch, EventType("ping", user, **{"user": str})]}, "field ping.user", "reserved"),
+    "field is key": ({"events": [watch, EventType("ping", user, user=str)]}, "field ping.user", "reserved"),
     "field type": ({"events": [watch, EventType("ping", user, when=tuple)]}, "ping.when has the type tuple", "str"),
     "two types": ({"events": [watch, EventType("p", user, v=int | str)]}, "p.v has the type int | str", "None"),
     "own impression": ({"events": [watch, EventType("impression", user, film)]}, "'impression' is the", "Impression("),
@@ -113,7 +113,7 @@ MISTAKES: dict[str, tuple[dict[str, object], str, str]] = {
     "objective": ({"objective": "hours"}, "objective is str 'hours'", "Objective"),
     "proxy": ({"objective": Objective("h", {"wach": 1})}, "proxy 'wach' is no event type", "did you mean 'watch'?"),
     "metric": ({"objective": Objective("h", {}, (Guardrail("ndgc@10", 0.1),))}, "'ndgc@10'", "did you mean 'ndcg@10'?"),
-    "method": ({"objective": Objective("h", {}, (Guardrail("popluar.ndcg@10", 0.1),))}, "'popluar'", "'popular'?"),
+    "method": ({"objective": Objective("h", {}, (Guardrail("popluar.ndcg@10", 0.1),))}, "'popluar'", "did you mean 'popular"),
     "no bound": ({"objective": Objective("h", {}, (Guardrail("ndcg@10"),))}, "has no bound", "at_least"),
     "constraint": ({"constraints": Constraints(deadline_ms=0)}, "constraints.deadline_ms is 0", "above 0"),
     "source class": ({"sources": [Popular]}, "the class Popular", "write Popular(...)"),
