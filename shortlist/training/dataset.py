@@ -1,0 +1,165 @@
+"""What rankers learn from: rows of (request, item) with their gains, and every column as it was at that moment.
+
+With impressions the rows are what was shown. Without, positives are observed and negatives are drawn: items that the
+sources retrieved at that moment and the user did not act on, and a few available ones at random.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from shortlist.events.labelling import LabelledRows, join_labels
+from shortlist.events.labels import Labels, ObservedPositives
+from shortlist.events.log import EventLog
+from shortlist.features.columns import Columns, Rows
+from shortlist.features.entities import Entities
+from shortlist.features.hashing import Hashes, hash_strings
+from shortlist.features.program import FeatureSet
+from shortlist.features.replay import replay
+from shortlist.pipeline.candidates import Candidates
+from shortlist.pipeline.runner import Pipeline
+from shortlist.project import Project
+from shortlist.training.backtest import Past, Progress, ask, filtered
+from shortlist.training.requests import Positives, Requests
+
+RETRIEVED, RANDOM = 80, 20
+"""Negatives of one request: drawn from what was retrieved, and from the whole catalogue."""
+MOST_ROWS = 2_000_000
+
+
+@dataclass(frozen=True)
+class Known:
+    """Everyone that a log names, by index."""
+
+    users: Entities
+    items: Entities
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Rows to learn from, those of one request side by side, requests in log order.
+
+    `request` numbers the requests from 0; `position` and `now` are those of the request. `left_out` counts older rows
+    beyond the limit, `unclosed` impressions whose delay window is still open.
+    """
+
+    user: Hashes
+    item: Hashes
+    request: NDArray[np.int64]
+    position: NDArray[np.int64]
+    now: NDArray[np.int64]
+    gain: NDArray[np.float64]
+    left_out: int = 0
+    unclosed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.gain)
+
+    def between(self, start: int, stop: int) -> NDArray[np.bool_]:
+        """True for the rows whose requests stand at log positions from `start` up to, not including, `stop`."""
+        return (self.position >= start) & (self.position < stop)
+
+
+def everyone(log: EventLog, project: Project, stop: int) -> Known:
+    """The users and items that the first `stop` events name."""
+    known = Known(Entities(project.user), Entities(project.item))
+    for batch in log.scan(0, stop):
+        known.users.update(batch)
+        known.items.update(batch)
+    return known
+
+
+def observed_positives(log: EventLog, project: Project, known: Known, stop: int) -> Positives:
+    """What users acted on in the first `stop` events, whether or not it was seen as an impression before."""
+    labels = project.labels
+    acted = labels if isinstance(labels, ObservedPositives) else ObservedPositives(labels.gains)
+    rows = join_labels(log, acted, project.user.name, project.item.name, 0, stop)
+    users, items = (held.index_of(ids) for held, ids in ((known.users, rows.user), (known.items, rows.item)))
+    order = np.argsort(rows.position, kind="stable")
+    return Positives(users[order], items[order], rows.position[order], rows.now[order], rows.gain[order])
+
+
+def shown(log: EventLog, project: Project, labels: Labels, start: int, stop: int, most: int = MOST_ROWS) -> Judged:
+    """The impressions between two positions, by slate; at most about `most`, the newest slates.
+
+    All rows of a slate know what was known before its first impression: nothing of the slate itself, as in serving.
+    """
+    rows = join_labels(log, labels, project.user.name, project.item.name, start, stop)
+    slate = _slates(rows)
+    order = np.lexsort((rows.position, slate))
+    slate = slate[order]
+    first = max(0, len(slate) - most)
+    if first:
+        first = int(np.searchsorted(slate, slate[first]))
+    order, slate = order[first:], slate[first:]
+    starts = np.flatnonzero(np.diff(slate, prepend=-1))
+    request = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(slate)))
+    return Judged(
+        hash_strings(rows.user)[order],
+        hash_strings(rows.item)[order],
+        request,
+        rows.position[order][starts][request],
+        rows.now[order][starts][request],
+        rows.gain[order],
+        left_out=first,
+        unclosed=rows.left_out,
+    )
+
+
+def _slates(rows: LabelledRows) -> NDArray[np.int64]:
+    """The position of the first impression of each row's slate; an impression without a request is its own slate."""
+    request = rows.request.dictionary_encode() if not pa.types.is_dictionary(rows.request.type) else rows.request
+    codes = request.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    first = np.full(len(request.dictionary) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(first, codes, rows.position)
+    return np.where(codes < 0, rows.position, first[codes])
+
+
+def drawn(pipeline: Pipeline, past: Past, known: Known, requests: Requests, seed: int, progress: Progress) -> Judged:
+    """Each request's relevant items, and negatives drawn for it: retrieved and eligible ones, and random ones.
+
+    What the user saw before is in neither: the pipeline's filters dropped it.
+    """
+    rng = np.random.default_rng(seed)
+    items, gains, counts = [], [], []
+    for asked in ask(pipeline, past, known.users.ids, requests, "draw negatives", progress):
+        part = slice(requests.relevant.offsets[asked.number], requests.relevant.offsets[asked.number + 1])
+        there = requests.relevant.items[part] < len(past.table.entities[known.items.entity.name])
+        relevant, gain = requests.relevant.items[part][there], requests.relevant.gains[part][there]
+        available = len(past.table.entities[known.items.entity.name])
+        anything = rng.integers(0, available, RANDOM).astype(np.int32) if available else np.empty(0, np.int32)
+        kept = filtered(pipeline, asked.query, Candidates(np.unique(np.concatenate([relevant, anything])))).items
+        retrieved = asked.merged.items
+        chosen = rng.permutation(len(retrieved))[:RETRIEVED]
+        negative = np.setdiff1d(np.concatenate([retrieved[chosen], kept]), relevant)
+        positive = np.isin(relevant, kept)
+        items.append(np.concatenate([relevant[positive], negative]))
+        gains.append(np.concatenate([gain[positive], np.zeros(len(negative))]))
+        counts.append(len(items[-1]))
+    request = np.repeat(np.arange(len(counts)), np.array(counts, np.int64))
+    item = np.concatenate([np.empty(0, np.int32), *items])
+    return Judged(
+        known.users.hashes[requests.user[request]],
+        known.items.hashes[item],
+        request,
+        requests.position[request],
+        requests.now[request],
+        np.concatenate([np.empty(0), *gains]),
+    )
+
+
+def columns_of(log: EventLog, features: FeatureSet, project: Project, rows: Judged) -> Columns:
+    """Every feature of every row, replayed to the moment of its request."""
+    ids = {project.user.name: rows.user, project.item.name: rows.item}
+    return replay(log, features, Rows(ids, rows.position, rows.now))
+
+
+def lists_of(
+    log: EventLog, features: FeatureSet, user: str, users: Hashes, position: NDArray[np.int64], now: NDArray[np.int64]
+) -> Columns:
+    """The features that need only the user (among them the histories that towers read), at each given moment."""
+    return replay(log, features, Rows({user: users}, position, now))

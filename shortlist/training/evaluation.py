@@ -1,0 +1,256 @@
+"""Would it have helped? Every method on the same requests of the held-out slice, as they would have been served.
+
+Requests: up to five per user, spread evenly over the user's positives in the slice; relevant are the user's positives
+from there to its end. Features, seen items and popularity are those of the moment, models are frozen at the cut.
+Metrics are averaged per user, then over users; intervals are bootstrapped by user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shortlist.pipeline.candidates import Candidates
+from shortlist.pipeline.query import Query
+from shortlist.pipeline.runner import ByScore, Pipeline
+from shortlist.pipeline.stages import Scorer
+from shortlist.training.backtest import SLATE, Asked, Past, Progress, ask, described, filtered
+from shortlist.training.metrics import (
+    Floats,
+    Interval,
+    Relevant,
+    by_user,
+    coverage,
+    finite,
+    gain_matrix,
+    intervals,
+    ndcg,
+    recall,
+    reciprocal_rank,
+)
+from shortlist.training.requests import Requests
+
+POPULARITY, TWO_STAGE, MERGED = "popularity", "two_stage", "merged"
+DEPTHS = (100, 500)
+PER_USER = 5
+MOST_REQUESTS = 10_000
+
+Ranked = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The figures of one method's slates of ten, each with its difference from popularity, paired by user."""
+
+    metrics: Mapping[str, Interval]
+    over_popularity: Mapping[str, Interval]
+    coverage: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            **{name: value.to_dict() for name, value in self.metrics.items()},
+            f"coverage@{SLATE}": finite(self.coverage),
+            "over_popularity": {name: value.to_dict() for name, value in self.over_popularity.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Where the held-out positives were lost, each counted once, in the order of the stages."""
+
+    not_in_catalogue: int = 0
+    filtered: int = 0
+    not_retrieved: int = 0
+    ranked_below: int = 0
+    in_slate: int = 0
+
+    @property
+    def positives(self) -> int:
+        """All of them."""
+        return sum(asdict(self).values())
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured on one slice. `methods` and `retrieval` are empty where it has no request."""
+
+    users: int
+    requests: int
+    methods: Mapping[str, Quality]
+    retrieval: Mapping[str, Mapping[str, Interval]]
+    losses: Losses
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON for the report."""
+        return {
+            "users": self.users,
+            "requests": self.requests,
+            "methods": {name: quality.to_dict() for name, quality in self.methods.items()},
+            "retrieval": {
+                name: {metric: value.to_dict() for metric, value in found.items()}
+                for name, found in self.retrieval.items()
+            },
+            "losses": {**asdict(self.losses), "positives": self.losses.positives},
+        }
+
+    def metrics(self, baseline: str) -> dict[str, float | None]:
+        """Flat figures for guardrails: plain names are those of what serves, the others are `<method>.<metric>`.
+
+        The figures of popularity stand there under the name of the source `baseline` as well.
+        """
+        flat: dict[str, float | None] = {}
+        for method, quality in self.methods.items():
+            figures = {name: finite(value.value) for name, value in quality.metrics.items()}
+            figures[f"coverage@{SLATE}"] = finite(quality.coverage)
+            flat.update({f"{method}.{name}": value for name, value in figures.items()})
+            if method == TWO_STAGE:
+                flat.update(figures)
+            if method == POPULARITY:
+                flat.update({f"{baseline}.{name}": value for name, value in figures.items()})
+        for source, found in self.retrieval.items():
+            figures = {name: finite(value.value) for name, value in found.items()}
+            flat.update(figures if source == MERGED else {f"{source}.{name}": value for name, value in figures.items()})
+        return flat
+
+
+class _Shown:
+    """What every request was shown, as matrices (requests, ranks) padded with -1: slates and what was retrieved."""
+
+    def __init__(self, requests: int) -> None:
+        self.requests = requests
+        self.slates: dict[str, Ranked] = {}
+        self.retrieved: dict[str, Ranked] = {}
+
+    def slate(self, method: str, number: int, items: Ranked) -> None:
+        """Keep the first ten that a method shows."""
+        _keep(self.slates, method, (self.requests, SLATE), number, items)
+
+    def retrieval(self, source: str, number: int, items: Ranked) -> None:
+        """Keep the first that a source found."""
+        _keep(self.retrieved, source, (self.requests, DEPTHS[-1]), number, items)
+
+
+def _keep(kept: dict[str, Ranked], name: str, shape: tuple[int, int], number: int, items: Ranked) -> None:
+    if name not in kept:
+        kept[name] = np.full(shape, -1, np.int32)
+    kept[name][number, : len(items)] = items[: shape[1]]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Who is measured: the scorers by name, the one that `serves`, and the source that is the `baseline`."""
+
+    pipeline: Pipeline
+    scorers: Mapping[str, Scorer]
+    serves: str
+    baseline: str
+
+
+def evaluate(
+    contest: Contest, past: Past, item: str, users: Sequence[str], requests: Requests, seed: int, progress: Progress
+) -> Evaluation:
+    """Put the requests to the pipeline's stages and measure every method.
+
+    Methods: each source alone (the baseline under the name "popularity"), each scorer over the merged candidates, and
+    "two_stage", which is what serves. `item` names the entity that is ranked, `users` are the ids of user indexes.
+    """
+    shown, losses = _Shown(len(requests)), np.zeros(5, np.int64)
+    for asked in ask(contest.pipeline, past, users, requests, "evaluate", progress):
+        _show(contest, asked, shown)
+        part = slice(requests.relevant.offsets[asked.number], requests.relevant.offsets[asked.number + 1])
+        known = len(past.table.entities[item])
+        slate = shown.slates[TWO_STAGE][asked.number]
+        losses += _lost(contest.pipeline, asked, requests.relevant.items[part], known, slate)
+    available = int(past.table.entities[item].available.sum())
+    return _measured(shown, requests, available, Losses(*losses.tolist()), seed)
+
+
+def _show(contest: Contest, asked: Asked, shown: _Shown) -> None:
+    """What every method answers to one request."""
+    for source, found in asked.proposals.items():
+        name = POPULARITY if source == contest.baseline else source
+        shown.slate(name, asked.number, found.items)
+        shown.retrieval(source, asked.number, found.items)
+    shown.retrieval(MERGED, asked.number, asked.merged.items)
+    candidates = described(contest.pipeline, asked.query, asked.merged)
+    for name, scorer in contest.scorers.items():
+        shown.slate(name, asked.number, _best(asked.query, scorer, candidates))
+    best = shown.slates.get(POPULARITY if contest.serves == contest.baseline else contest.serves)
+    shown.slate(TWO_STAGE, asked.number, asked.merged.items if best is None else best[asked.number])
+
+
+def _best(query: Query, scorer: Scorer, candidates: Candidates) -> Ranked:
+    """The slate that serving would make of these scores."""
+    if not len(candidates):
+        return candidates.items
+    scored = candidates.describe({"score": scorer.score(query, candidates)})
+    return scored.items[ByScore().arrange(query, scored)[:SLATE]]
+
+
+def _lost(pipeline: Pipeline, asked: Asked, relevant: Ranked, known: int, slate: Ranked) -> NDArray[np.int64]:
+    """The counts of `Losses`, in its order, for one request's relevant items; `known` items are in the catalogue."""
+    present = relevant[relevant < known]
+    eligible = filtered(pipeline, asked.query, Candidates(present)).items
+    retrieved = np.isin(eligible, asked.merged.items)
+    in_slate = np.isin(eligible, slate)
+    return np.array(
+        [
+            len(relevant) - len(present),
+            len(present) - len(eligible),
+            (~retrieved & ~in_slate).sum(),
+            (retrieved & ~in_slate).sum(),
+            in_slate.sum(),
+        ]
+    )
+
+
+def _measured(shown: _Shown, requests: Requests, available: int, losses: Losses, seed: int) -> Evaluation:
+    if not len(requests):
+        return Evaluation(0, 0, {}, {}, losses)
+    who = np.unique(requests.user, return_inverse=True)
+    count = len(who[0])
+    by_metric: dict[str, dict[str, Floats]] = {name: {} for name in METRICS}
+    for method, slates in shown.slates.items():
+        gains = gain_matrix(slates, requests.relevant)
+        for name, measure in METRICS.items():
+            per_request = measure(gains, requests.relevant)[:, None]
+            by_metric[name][method] = by_user(per_request, who[1], count)[:, 0]
+    found = {name: intervals(values, POPULARITY, seed) for name, values in by_metric.items()}
+    methods = {
+        method: Quality(
+            {name: found[name][method][0] for name in METRICS},
+            {name: found[name][method][1] for name in METRICS},
+            coverage(slates, SLATE, available),
+        )
+        for method, slates in shown.slates.items()
+    }
+    return Evaluation(count, len(requests), methods, _retrieval(shown, requests, who[1], count, seed), losses)
+
+
+def _retrieval(
+    shown: _Shown, requests: Requests, user: NDArray[np.int64], users: int, seed: int
+) -> dict[str, dict[str, Interval]]:
+    found: dict[str, dict[str, Interval]] = {source: {} for source in shown.retrieved}
+    for depth in DEPTHS:
+        per_user = {
+            source: by_user(
+                recall(gain_matrix(items, requests.relevant), requests.relevant, depth)[:, None], user, users
+            )[:, 0]
+            for source, items in shown.retrieved.items()
+        }
+        for source, (value, _) in intervals(per_user, MERGED, seed).items():
+            found[source][f"recall@{depth}"] = value
+    return found
+
+
+METRICS: Mapping[str, Callable[[Floats, Relevant], Floats]] = {
+    f"ndcg@{SLATE}": partial(ndcg, k=SLATE),
+    f"recall@{SLATE}": partial(recall, k=SLATE),
+    f"mrr@{SLATE}": partial(reciprocal_rank, k=SLATE),
+}
