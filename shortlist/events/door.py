@@ -162,7 +162,7 @@ class Door:
             rows = self._array.decode(body) if is_array else self._lines.decode_lines(body)
             if (len(body) <= self.max_bytes or self._all_small(rows)) and self._all_timely(rows, received):
                 return Admitted(received, [], rows)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             pass  # the slow path below finds out which event it was, and why
         return self._one_by_one(read_array(body) if is_array else read_lines(body), received)
 
@@ -241,7 +241,7 @@ def read_array(body: bytes) -> Iterator[tuple[int, Any]]:
     """The elements of a JSON array with their places from 1; a `ValueError` in place of one that cannot be read."""
     try:
         elements = msgspec.json.decode(body, type=list[msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         yield 1, ValueError(f"the array is no JSON: {error}")
         return
     for place, element in enumerate(elements, start=1):
