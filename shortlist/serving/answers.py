@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from shortlist.events.log import LogError, Receipt
+from shortlist.features.table import FeatureTable
 from shortlist.pipeline.query import Deadline, Query, Slate
 from shortlist.pipeline.runner import Pipeline
 from shortlist.serving.app import HTML, Answer, Routed
@@ -227,7 +230,7 @@ class Answers:
         return query
 
     def _context(self, raw: msgspec.Raw) -> Mapping[str, Any]:
-        body = memoryview(raw)
+        body = bytes(raw)
         if body == b"{}":
             return {}
         values = msgspec.structs.asdict(decode(self.context, body, "context"))
@@ -274,12 +277,12 @@ class Answers:
         rows = []
         for place, item in enumerate(request.items or [None]):
             features = {name: plain(float(columns[name][place])) for name in columns.names}
-            lists = {name: live.words(values[place]) for name, values in columns.lists.items()}
+            lists = {name: listed(table, name, values[place]) for name, values in columns.lists.items()}
             rows.append(FeatureRow(request.user, item, features, lists))
         return FeaturesAnswer(now, columns.position, rows)
 
 
-def decode(decoder: msgspec.json.Decoder[Message], body: bytes | memoryview, inside: str = "") -> Message:
+def decode(decoder: msgspec.json.Decoder[Message], body: bytes, inside: str = "") -> Message:
     """The message in a body. Raises RefusedError: 400 where it is no JSON, 422 where it is not what is expected."""
     try:
         return decoder.decode(body)
@@ -294,10 +297,19 @@ def invalid(message: str) -> RefusedError:
     return RefusedError(422, "invalid", message)
 
 
+def listed(table: FeatureTable, name: str, values: NDArray[Any]) -> list[str | float]:
+    """A list feature's values of one row, without the empty places; strings by their text."""
+    if values.dtype == np.float64:
+        numbers: list[str | float] = values[np.isfinite(values)].tolist()
+        return numbers
+    return [text for text in table.text(name, values[values != 0]) if text is not None]
+
+
 def slate_answer(slate: Slate) -> SlateAnswer:
     """The answer that a slate becomes."""
     items = list(map(Ranked, slate.items, slate.scores))
-    return SlateAnswer(slate.request, slate.release, items, list(slate.degraded), slate.explanation)
+    explanation = None if slate.explanation is None else dict(slate.explanation)
+    return SlateAnswer(slate.request, slate.release, items, list(slate.degraded), explanation)
 
 
 def plain(value: float) -> float | None:

@@ -76,7 +76,7 @@ class FeatureRow(msgspec.Struct):
     user: str | None
     item: str | None
     features: dict[str, float | None]
-    lists: dict[str, list[str]]
+    lists: dict[str, list[str | float]]
 
 
 class FeaturesAnswer(msgspec.Struct):

@@ -42,3 +42,16 @@ class Champion:
                     deadline = Deadline.after(WARM_MS)
                     query = Query(user, 10, now, request_id(), deadline, items=own, known={UNLOGGED: True})
                     pipeline.rank(query)
+
+
+def load_champion(
+    project: Project, release: Release, table: FeatureTable, observer: Observer, watch: Callable[[Trace], None]
+) -> Champion:
+    """The pipelines of a release over the live table. Raises ReleaseError, or what the loaders raise, when damaged."""
+    item = project.item.name
+    catalogue = LiveCatalogue(table.entities[item])
+    features = LiveFeatures(table, catalogue, project.user.name, item)
+    ranker = release.manifest.ranker
+    scorer = RankerStage(ranker, load_scorer(release.path(f"rankers/{ranker}"))) if ranker else None
+    rank = Pipeline(catalogue, scorer, hydrators=[features], observers=[observer], release=release.version, watch=watch)
+    return Champion(release.version, rank, rank, {})

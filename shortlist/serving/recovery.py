@@ -36,7 +36,7 @@ class Recovery:
 
 
 def recover(features: FeatureSet, log: EventLog, directory: Path) -> tuple[FeatureTable, Recovery]:
-    """A table that knows everything in the log and is told what comes. A snapshot that cannot be trusted is not used."""
+    """A table that knows everything in the log and is told what comes. A bad snapshot is not used."""
     started = time.monotonic()
     table, problem = FeatureTable(features), ""
     path = directory / SNAPSHOT

@@ -148,7 +148,8 @@ class Service:
                 return
             release = self.registry.fetch("champion", self.features.fingerprint)
             champion = load_champion(self.project, release, live.table, live.impressions, self.metrics.traced)
-            champion.warm(self.request_id)
+            users, items = (live.table.entities[entity.name].ids for entity in (self.project.user, self.project.item))
+            champion.warm(users, items, time.time_ns() // 1_000_000, self.request_id)
         except Exception as error:  # whatever is wrong with it, the old one goes on serving
             self._not_loaded(error)
             return
