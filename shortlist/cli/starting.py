@@ -24,11 +24,15 @@ from shortlist.framing.problems import ProjectError
 )
 @click.option("--port", type=click.IntRange(0, 65_535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option("--once", is_flag=True, help="Stop after one answer over HTTP.")
-def demo(data: Path | None, folder: Path, port: int, once: bool) -> int:
-    """From events to ten films: the whole of Shortlist once, on real ratings."""
+@takes_json
+def demo(data: Path | None, folder: Path, port: int, once: bool, as_json: bool) -> int:
+    """From events to ten films: the whole of Shortlist once, on real ratings.
+
+    Without --data it fetches MovieLens latest-small from its publisher, or simulates users when there is no internet.
+    """
     from shortlist.demo import run
 
-    return run(data, folder, port, once)
+    return run(data, folder, port, once or as_json, as_json)
 
 
 @click.command()
