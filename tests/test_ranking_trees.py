@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import lightgbm
 import numpy as np
@@ -39,7 +40,7 @@ class Drawn:
         )
 
     def tree(self, number: int, leaves: int) -> str:
-        left, right, tips = self.shape(leaves)
+        left, right = self.shape(leaves)
         inner = leaves - 1
         feature = self.rng.integers(0, self.features, inner)
         categorical = self.categorical[feature]
@@ -65,7 +66,7 @@ class Drawn:
         body = "".join(f"{key}={value}\n" for key, value in lines.items())
         return f"Tree={number}\n{body}is_linear=0\nshrinkage=1\n\n\n"
 
-    def shape(self, leaves: int) -> tuple[list[int], list[int], list[tuple[int, int]]]:
+    def shape(self, leaves: int) -> tuple[list[int], list[int]]:
         """Split a leaf, any leaf or always the same side, until there are enough; leaves are numbered at random."""
         left, right = [0] * (leaves - 1), [0] * (leaves - 1)
         tips: list[tuple[int, int]] = [(-1, 0)]  # (parent, side)
@@ -78,7 +79,7 @@ class Drawn:
         for leaf, (parent, side) in zip(self.rng.permutation(leaves).tolist(), tips, strict=True):
             if parent >= 0:
                 (left, right)[side][parent] = -1 - leaf
-        return left, right, tips
+        return left, right
 
     def rows(self, count: int) -> NDArray[np.float64]:
         """[rows, features]: values at, just below and just above thresholds, odd numbers, and categories."""
@@ -129,7 +130,7 @@ def test_a_chain_of_thousands_of_leaves(leaves: int) -> None:
     assert_same_bits(f"{head}tree_sizes={len(section)}\n\n{section}end of trees\n", drawn.rows(500))
 
 
-TRAININGS = {
+TRAININGS: dict[str, dict[str, Any]] = {
     "lambdarank": {"objective": "lambdarank"},
     "binary": {"objective": "binary"},
     "zero_as_missing": {"objective": "binary", "zero_as_missing": True},
@@ -164,7 +165,7 @@ def test_trained_models_score_as_lightgbm_does(training: str, leaves: int) -> No
     parameters = {**TRAININGS[training], "num_leaves": leaves, "min_data_in_leaf": 3, "verbose": -1, "num_threads": 1}
     label = signal if parameters["objective"] == "regression" else (signal > 1).astype(float)
     group = np.full(30, 100) if training == "lambdarank" else None
-    codes: list[int] | str = [6, 7] if training in {"binary", "lambdarank", "fine_bins", "goss"} else "auto"
+    codes = [6, 7] if training in {"binary", "lambdarank", "fine_bins", "goss"} else []
     booster = lightgbm.train(parameters, lightgbm.Dataset(x, label, group=group, categorical_feature=codes), 20)
     fresh, _ = table(99, 700)
     rng = np.random.default_rng(3)
