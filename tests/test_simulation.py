@@ -205,7 +205,7 @@ def test_actions_follow_impressions_and_each_other() -> None:
     assert np.isfinite(of[WATCH]["seconds"]).all()
 
 
-def test_only_what_exists_is_shown_and_nothing_that_was_acted_on() -> None:
+def test_only_what_exists_is_shown_and_nothing_that_was_opened() -> None:
     world = small()
     rows = everything(world, 20_000)
     shown = rows[rows["kind"] == IMPRESSION]
@@ -220,13 +220,13 @@ def test_only_what_exists_is_shown_and_nothing_that_was_acted_on() -> None:
             assert user in announced["user"]
             assert item in announced["item"]
     block = (rows["at"] - world.start) // (BLOCK_HOURS * 3_600_000)
-    acted: dict[tuple[int, int], int] = {}
+    opened: dict[tuple[int, int], int] = {}
     for kind, user, item, at_block in zip(rows["kind"], rows["user"], rows["item"], block, strict=True):
-        if kind in (CLICK, HIDE):
-            acted.setdefault((user, item), at_block)
+        if kind == CLICK:
+            opened.setdefault((user, item), at_block)
         elif kind == IMPRESSION:
             # an action in a block's last hour may fall into the next; its impression never does
-            assert at_block <= acted.get((user, item), at_block) + 1
+            assert at_block <= opened.get((user, item), at_block) + 1
     for request in np.unique(shown["request"])[:200]:
         slate = shown[shown["request"] == request]
         assert slate["position"].tolist() == list(range(1, len(slate) + 1))
@@ -293,8 +293,8 @@ def test_a_saved_world_comes_back(tmp_path: Path) -> None:
     save(tmp_path / "world.npz", history)
     world, seen = load(tmp_path / "world.npz")
     assert world.parameters == history.world.parameters
-    acted = rows[np.isin(rows["kind"], [CLICK, HIDE])]
-    assert set(seen.tolist()) == set((acted["user"].astype(int) * 120 + acted["item"]).tolist())
+    opened = rows[rows["kind"] == CLICK]
+    assert set(seen.tolist()) == set((opened["user"].astype(int) * 120 + opened["item"]).tolist())
     (tmp_path / "broken.npz").write_bytes(b"PK not really")
     with pytest.raises(ValueError, match="does not hold a simulated world"):
         load(tmp_path / "broken.npz")
@@ -377,9 +377,9 @@ def test_what_users_do_and_what_is_born_reaches_the_log_in_process() -> None:
     kinds = [event["kind"] for event in events]
     assert kinds.count("item") == world.alive(world.end + 3 * DAY_MS + 120 * 60_000) - world.alive(world.end)
     assert kinds.count("user") == len({event["user"] for event in events if event["user"]})
-    acted = {(event["user"], event["item"]) for event in events if event["kind"] in ("click", "hide")}
-    assert acted == {(f"u{user}", item) for user, items in users.acted.items() for item in items}
-    assert acted
+    opened = {(event["user"], event["item"]) for event in events if event["kind"] == "click"}
+    assert opened == {(f"u{user}", item) for user, items in users.opened.items() for item in items}
+    assert opened
 
 
 def test_what_users_saw_in_the_history_is_not_counted_among_the_best() -> None:

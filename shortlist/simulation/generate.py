@@ -65,7 +65,7 @@ def save(path: Path, history: History) -> None:
 
 
 def load(path: Path) -> tuple[World, NDArray[np.int64]]:
-    """The world and the keys `user * all items + item` of what its users have acted on, as kept by `save`.
+    """The world and the keys `user * all items + item` of what its users have opened, as kept by `save`.
 
     Raises ValueError where the file is none of `save`'s, OSError where it cannot be read.
     """

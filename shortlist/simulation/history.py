@@ -2,7 +2,7 @@
 
 Time goes in blocks of six hours. A block has a random generator of its own, so that the history does not depend on
 how it is cut into chunks, and memory holds one block and one chunk. At a block's beginning the policy learns which
-items exist by then and which items each user has acted on; those it does not show again.
+items exist by then and which items each user has opened; those it does not show again.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Visits:
 class History:
     """Makes the events of a world, about `events` of them, block by block; iterate once.
 
-    `seen` are the keys `user * all items + item` of what users have acted on so far, sorted.
+    `seen` are the keys `user * all items + item` of what users have opened (clicked) so far, sorted.
     Raises ValueError where `events` is not more than the items to announce.
     """
 
@@ -173,7 +173,8 @@ class History:
         return np.concatenate(parts)
 
     def _remember(self, actions: Rows) -> None:
-        keys = np.unique(actions["user"].astype(np.int64) * len(self.world.items.category) + actions["item"])
+        opened = actions[actions["kind"] == CLICK]
+        keys = np.unique(opened["user"].astype(np.int64) * len(self.world.items.category) + opened["item"])
         places = np.searchsorted(self.seen, keys)
         known = (
             self.seen[np.minimum(places, len(self.seen) - 1)] == keys if len(self.seen) else np.zeros(len(keys), bool)

@@ -149,7 +149,7 @@ class Tally:
 class Crowd:
     """Some users of a world in front of a service.
 
-    `seen` are keys `user * all items + item` of what they acted on before (`History.seen`): what the service's
+    `seen` are keys `user * all items + item` of what they opened before (`History.seen`): what the service's
     seen-filter drops is not counted among the best either. `clock` gives now in ms UTC.
     """
 
@@ -166,7 +166,7 @@ class Crowd:
             raise ValueError(f"{self.users} users are asked for; this world has {len(activity)}, at least 1 is needed")
         self.crowd = self.rng.choice(len(activity), self.users, replace=False, p=activity / activity.sum())
         self.weights = activity[self.crowd] / activity[self.crowd].sum()
-        self.acted: dict[int, set[str]] = {}
+        self.opened: dict[int, set[str]] = {}
         self.announced = self.world.end
         self.noticed: set[int] = set()
 
@@ -183,27 +183,27 @@ class Crowd:
         if born:
             self.service.post(born)
         slate = self.service.recommend(user, SLATE, now)
-        acted = self._acted(number)
-        popular = self.world.popular_slate(SLATE, self.announced // 3_600_000 * 3_600_000, acted)
+        opened = self._opened(number)
+        popular = self.world.popular_slate(SLATE, self.announced // 3_600_000 * 3_600_000, opened)
         tally = Tally(
             1,
             self.world.slate_value(user, slate, now),
-            self.world.slate_value(user, self.world.best_slate(user, SLATE, now, acted), now),
+            self.world.slate_value(user, self.world.best_slate(user, SLATE, now, opened), now),
             self.world.slate_value(user, popular, now),
         )
         shown = self.clock()
         events = self.world.answer(user, slate, shown, self.rng)
         # Nobody waits here until a film has ended: it is told at once, dated as far ahead as a log takes it.
         self.service.post([Event(e.kind, min(e.at, shown + AHEAD_MS), e.keys, e.fields) for e in events])
-        acted.update(event.keys["item"] for event in events)
+        opened.update(event.keys["item"] for event in events if event.kind == "click")
         return tally
 
-    def _acted(self, user: int) -> set[str]:
-        if user not in self.acted:
+    def _opened(self, user: int) -> set[str]:
+        if user not in self.opened:
             count = len(self.world.items.category)
             first, last = np.searchsorted(self.seen, [user * count, (user + 1) * count])
-            self.acted[user] = {f"i{item}" for item in self.seen[first:last] % count}
-        return self.acted[user]
+            self.opened[user] = {f"i{item}" for item in self.seen[first:last] % count}
+        return self.opened[user]
 
 
 def during(seconds: float) -> Iterator[int]:
