@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shortlist.events.labels import Labels, ObservedPositives
 from shortlist.events.schema import Entity, EventSchema, FieldType
 from shortlist.features.definitions import Feature, Impression
 from shortlist.framing.objective import Constraints, Objective
 from shortlist.framing.problems import Problem, ProjectError, declared_at
+
+if TYPE_CHECKING:
+    from shortlist.features.program import FeatureSet
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,20 @@ class Project:
         events = tuple(self.events)
         impressions = () if any(event.kind == "impression" for event in events) else (self.impression,)
         return (*(entity.schema for entity in self.all_entities), *events, *impressions)
+
+    def feature_set(self) -> FeatureSet:
+        """Every feature of the system, compiled: the declared ones, then those that retrieval needs.
+
+        Training, serving and the audit all use this one, so that they agree on columns and fingerprint. Raises
+        ProjectError with everything that is wrong with the declarations.
+        """
+        from shortlist.features.program import FeatureSet
+        from shortlist.retrieval.specs import retrieval_features
+
+        needed = retrieval_features(self.sources, self.labels, self.user, self.item)
+        declared = {feature.name for feature in self.features}
+        more = {feature.name: feature for feature in needed if feature.name not in declared}
+        return FeatureSet((*self.features, *more.values()), self.all_entities, self.context)
 
     def problems(self) -> list[Problem]:
         """Every mistake of the declarations at once, in the order of the file. Empty when all is well."""
