@@ -43,9 +43,7 @@ class Workplace:
 
     def features(self) -> FeatureSet:
         """The project's features, compiled."""
-        from shortlist.features.program import FeatureSet
-
-        return FeatureSet(self.project.features, self.project.all_entities, self.project.context)
+        return self.project.feature_set()
 
 
 def open_workplace(path: Path) -> Workplace:
