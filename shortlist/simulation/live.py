@@ -183,7 +183,7 @@ class Crowd:
         if born:
             self.service.post(born)
         slate = self.service.recommend(user, SLATE, now)
-        opened = self._opened(number)
+        opened = self.opened_by(number)
         popular = self.world.popular_slate(SLATE, self.announced // 3_600_000 * 3_600_000, opened)
         tally = Tally(
             1,
@@ -198,7 +198,8 @@ class Crowd:
         opened.update(event.keys["item"] for event in events if event.kind == "click")
         return tally
 
-    def _opened(self, user: int) -> set[str]:
+    def opened_by(self, user: int) -> set[str]:
+        """The items that user number `user` has opened, in the history or here."""
         if user not in self.opened:
             count = len(self.world.items.category)
             first, last = np.searchsorted(self.seen, [user * count, (user + 1) * count])
