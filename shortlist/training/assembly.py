@@ -1,0 +1,119 @@
+"""A release's sources over a live table: what training measures is what serving asks.
+
+A new kind of source is one class in `retrieval`, one registration here and one in `training.sources`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import singledispatch
+from pathlib import Path
+
+from shortlist.features.table import FeatureTable
+from shortlist.pipeline.stages import Filter, Hydrator, Merger, QueryHydrator, Source
+from shortlist.project import Project
+from shortlist.retrieval.catalogue import Catalogue
+from shortlist.retrieval.eligibility import Available, Excluded, NotSeen
+from shortlist.retrieval.merge import Interleaved
+from shortlist.retrieval.popular import PopularSource
+from shortlist.retrieval.specs import Popular, popularity_features, seen_features
+
+LAST_RESORT = "last_resort"
+
+
+@dataclass(frozen=True)
+class SourceStages:
+    """What one source adds to a pipeline: itself, what it learns of the query, what it says of candidates."""
+
+    source: Source
+    understand: tuple[QueryHydrator, ...] = ()
+    hydrators: tuple[Hydrator, ...] = ()
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """The stages of a pipeline up to its scorer. `last_resort` proposes the whole catalogue, most popular first."""
+
+    understand: tuple[QueryHydrator, ...]
+    sources: tuple[Source, ...]
+    merger: Merger
+    filters: tuple[Filter, ...]
+    hydrators: tuple[Hydrator, ...]
+    last_resort: Source
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a source finds its things: the project, the live table, the filters, its directory of the release.
+
+    `behind` lets popularity be read anew beside the requests, which is right for a service; `refresh_ms` is how old
+    it may be.
+    """
+
+    project: Project
+    table: FeatureTable
+    catalogue: Catalogue
+    filters: tuple[Filter, ...]
+    directory: Path
+    behind: bool = False
+    refresh_ms: int = 5_000
+
+
+@singledispatch
+def load_source(spec: object, place: Place) -> SourceStages:
+    """The stages of the source that `spec` declares, over a live table. Raises ValueError for a damaged artifact."""
+    raise TypeError(f"no source is known for {spec!r} of {place.project.name}")
+
+
+@load_source.register
+def _(spec: Popular, place: Place) -> SourceStages:
+    return SourceStages(popular(spec.name, place, spec.half_life, spec.quota))
+
+
+def popular(name: str, place: Place, half_life: str, quota: int | None) -> PopularSource:
+    """The source of popular items; `quota` None is the whole catalogue."""
+    project = place.project
+    streams = popularity_features(project.labels, project.item, half_life)
+    return PopularSource(
+        name,
+        place.catalogue,
+        [feature.name for feature, _ in streams],
+        [gain for _, gain in streams],
+        quota,
+        place.filters,
+        place.refresh_ms,
+        place.behind,
+    )
+
+
+def load_retrieval(
+    project: Project,
+    directory: Path,
+    names: Sequence[str],
+    table: FeatureTable,
+    behind: bool = False,
+    refresh_ms: int = 5_000,
+) -> Retrieval:
+    """The retrieval of the release in `directory`, whose sources are those of the project called `names`.
+
+    Raises KeyError where the project declares no such source, ValueError where an artifact is damaged.
+    """
+    declared = {spec.name: spec for spec in project.sources}
+    missing = [name for name in names if name not in declared and name != Popular().name]
+    if missing:
+        raise KeyError(f"the release has the sources {missing}, which project {project.name!r} does not declare")
+    catalogue = Catalogue(table, project.item.name)
+    seen = [feature.name for feature in seen_features(project.labels, project.user, project.item)]
+    filters = (Available(catalogue), Excluded(catalogue), NotSeen(catalogue, project.user.name, seen))
+    place = Place(project, table, catalogue, filters, directory / "sources", behind, refresh_ms)
+    specs = [declared.get(name, Popular()) for name in names]
+    loaded = [load_source(spec, place) for spec in specs]
+    return Retrieval(
+        tuple(stage for stages in loaded for stage in stages.understand),
+        tuple(stages.source for stages in loaded),
+        Interleaved({spec.name: spec.quota for spec in specs}),
+        filters,
+        tuple(stage for stages in loaded for stage in stages.hydrators),
+        popular(LAST_RESORT, place, Popular().half_life, None),
+    )
