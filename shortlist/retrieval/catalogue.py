@@ -1,0 +1,48 @@
+"""The items that a live table knows, by index."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shortlist.features.entities import EVERYTHING_KNOWN
+from shortlist.features.hashing import Hashes, Ids, hash_strings
+from shortlist.features.table import FeatureTable
+
+Items = NDArray[np.int32]
+
+
+class Catalogue:
+    """Items by index, as stages look them up: hashes and availability cost by the candidate, not by the catalogue."""
+
+    def __init__(self, table: FeatureTable, item: str) -> None:
+        self.table, self.item = table, item
+        self.entities = table.entities[item]
+        self._hashes: Hashes = self.entities.hashes
+
+    def __len__(self) -> int:
+        return len(self.entities)
+
+    def index_of(self, ids: Ids) -> Items:
+        """The index of each id (or hash of an id), -1 where it is unknown."""
+        return self.entities.index_of(ids)
+
+    def hashes_of(self, items: Items) -> Hashes:
+        """The hash of each index, 0 (no item) for -1."""
+        known = self.hashes()
+        return np.where(items >= 0, known[items], np.uint64(0)) if len(known) else np.zeros(len(items), np.uint64)
+
+    def hashes(self) -> Hashes:
+        """The hash of every index."""
+        known = self._hashes
+        if len(known) < len(self.entities):
+            fresh = hash_strings(list(self.entities.ids[len(known) :]))
+            self._hashes = known = np.concatenate([known, fresh])
+        return known
+
+    def available(self, items: Items) -> NDArray[np.bool_]:
+        """False for each item that an event took out of the catalogue; -1, an item that nobody knows, is available."""
+        attribute = self.entities.attributes["available"]
+        versions = attribute.versions((items + 1).astype(np.int32), np.full(len(items), EVERYTHING_KNOWN))
+        kept: NDArray[np.bool_] = attribute.numbers_of(versions) != 0.0
+        return kept

@@ -1,0 +1,80 @@
+"""Who may be shown at all? Filters that hold always, also for users who have seen thousands of items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shortlist.features.hashing import hash_strings
+from shortlist.pipeline.candidates import Candidates
+from shortlist.pipeline.query import Query
+from shortlist.pipeline.stages import Filter
+from shortlist.retrieval.catalogue import Catalogue
+
+Mask = NDArray[np.bool_]
+
+
+class Available:
+    """Drops items that an event took out of the catalogue."""
+
+    name = "available"
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self.catalogue = catalogue
+
+    def keep(self, query: Query, candidates: Candidates) -> Mask:  # noqa: ARG002
+        """True for what is available; an item that the catalogue does not know is."""
+        return self.catalogue.available(candidates.items)
+
+
+class Excluded:
+    """Drops the items that the query excludes by id."""
+
+    name = "excluded"
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self.catalogue = catalogue
+
+    def keep(self, query: Query, candidates: Candidates) -> Mask:
+        """True for what the query does not exclude; the caller's own items are compared by id."""
+        if not query.exclude:
+            return np.ones(len(candidates), np.bool_)
+        if candidates.own is not None and query.items is not None:
+            return np.array([query.items[place] not in query.exclude for place in candidates.own.tolist()], np.bool_)
+        excluded = self.catalogue.index_of(sorted(query.exclude))
+        return ~np.isin(candidates.items, excluded[excluded >= 0])
+
+
+class NotSeen:
+    """Drops what the user has acted on before.
+
+    `features` name counts by user and item (`specs.seen_features`). They are state of the feature table, so they are
+    exact for any number of items, known as of the same log position as every other feature, and recovered with them.
+    """
+
+    name = "not_seen"
+
+    def __init__(self, catalogue: Catalogue, user: str, features: Sequence[str]) -> None:
+        self.catalogue, self.user, self.features = catalogue, user, tuple(features)
+
+    def keep(self, query: Query, candidates: Candidates) -> Mask:
+        """True for what the user never acted on; everything, for an unknown user."""
+        if query.user is None or not self.features or not len(candidates):
+            return np.ones(len(candidates), np.bool_)
+        ids = {
+            self.user: hash_strings([query.user]),
+            self.catalogue.item: self.catalogue.hashes_of(candidates.items),
+        }
+        read = self.catalogue.table.read(ids, query.now, columns=self.features)
+        return np.asarray(~(read.values > 0).any(axis=0), np.bool_)
+
+
+def eligible(filters: Sequence[Filter], query: Query, candidates: Candidates) -> Candidates:
+    """What every filter lets through, in the same order."""
+    for stage in filters:
+        if len(candidates):
+            mask = stage.keep(query, candidates)
+            candidates = candidates if mask.all() else candidates.take(mask)
+    return candidates

@@ -1,0 +1,162 @@
+"""How cheap may the search be? The ladder of codes that a build climbs until measured recall is enough.
+
+Below 50,000 vectors the search is exact. Above, the build climbs a ladder of codes: Faiss' 4-bit product quantisation
+with fast scan (André, Kermarrec, Le Scouarnec, Quicker ADC, 2019; Jégou et al., 2011) finds k times a *refine factor*
+of candidates, and their exact products put them in order. Recall@k is measured on held-out queries against exact
+search, and the cheapest rung that reaches the target stays.
+
+What is cheap is decided by a model fitted to measurements, not by a clock: the same vectors and seed must give the
+same index. One thread takes about 0.024 ns x vectors x sub-vectors to scan the codes and 1.4 ns x candidates x
+dimensions to refine, on an AVX-512 machine; only the proportion matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+
+from shortlist.retrieval.index import Index, Rows, Vectors
+
+Progress = Callable[[str, float], None]
+"""Told the step that runs and the share of it that is done, from 0 to 1."""
+
+EXACT_BELOW = 50_000
+FACTORS = (3, 4, 5, 6, 8, 10, 12, 16)
+SCAN_COST, REFINE_COST = 0.024, 1.4
+"""Per vector and sub-vector scanned, and per candidate and dimension refined, in ns."""
+WORTH_BUILDING = 1.5
+"""A further rung is built only if the best so far costs this many times what that rung costs at the least."""
+QUERIES, TRAINED_ON = 256, 65_536
+ROTATION_TRAINED_ON, ROTATION_ROUNDS = 16_384, 6
+BLOCK = 65_536
+
+
+@dataclass(frozen=True)
+class Code:
+    """How vectors are compressed: into `parts` sub-vectors of 4 bits, rotated first (OPQ; Ge et al., 2013) or not."""
+
+    parts: int
+    rotated: bool = False
+
+    def __str__(self) -> str:
+        return f"{'O' if self.rotated else ''}PQ{self.parts}x4fs"
+
+    def cost(self, vectors: int, dimensions: int, k: int, factor: int) -> float:
+        """What one search costs, in the unit of the model."""
+        return SCAN_COST * vectors * self.parts + REFINE_COST * k * factor * dimensions
+
+    def train(self, sample: Vectors, seed: int) -> Any:
+        """The empty Faiss index of this code. Dimensions are padded with zeros to a multiple of `parts`."""
+        dimensions = sample.shape[1]
+        padded = -(-dimensions // self.parts) * self.parts
+        quantiser = faiss.IndexPQFastScan(padded, self.parts, 4, faiss.METRIC_INNER_PRODUCT)
+        quantiser.pq.cp.seed = seed
+        index: Any = quantiser
+        if self.rotated:
+            rotation = faiss.OPQMatrix(dimensions, self.parts, padded)
+            rotation.niter, rotation.max_train_points = ROTATION_ROUNDS, ROTATION_TRAINED_ON
+            index = faiss.IndexPreTransform(rotation, quantiser)
+        elif padded != dimensions:
+            padding: Any = faiss.RemapDimensionsTransform
+            index = faiss.IndexPreTransform(padding(dimensions, padded, False), quantiser)
+        index.train(sample)
+        return index
+
+
+LADDER = (Code(64), Code(64, rotated=True), Code(96), Code(128))
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A code, its refine factor, and the recall@k that was measured."""
+
+    code: Code
+    factor: int
+    recall: float
+    cost: float
+    codes: Any
+
+
+def build_index(
+    vectors: Vectors,
+    queries: Vectors | None = None,
+    target: float = 0.99,
+    k: int = 500,
+    seed: int = 0,
+    progress: Progress = lambda step, share: None,  # noqa: ARG005
+    exact_below: int = EXACT_BELOW,
+) -> Index:
+    """The cheapest index of `vectors`, shape (n, d), whose recall@k reaches `target`; the best one where none does.
+
+    `queries`, shape (q, d), are held-out queries, of which a few hundred are used; by default they are drawn near
+    vectors. The index says what recall it has. Raises ValueError for vectors that are not finite.
+    """
+    vectors = np.ascontiguousarray(vectors, np.float32)
+    if not all(np.isfinite(block).all() for block in blocks(vectors)):
+        raise ValueError("the vectors hold NaN or infinity, and nothing is nearest to those; train again")
+    exact = Index.exact(vectors)
+    if len(vectors) < max(exact_below, 2 * k):
+        return exact
+    rng = np.random.default_rng(seed)
+    given = near(vectors, rng) if queries is None or not len(queries) else queries
+    asked = np.ascontiguousarray(given[np.sort(rng.permutation(len(given))[:QUERIES])], np.float32)
+    progress("exact search of held-out queries", 0.0)
+    truth, _ = exact.search(asked, k)
+    best: Rung | None = None
+    for number, code in enumerate(LADDER):
+        least = code.cost(len(vectors), vectors.shape[1], k, FACTORS[0])
+        if best is not None and best.recall >= target and best.cost < WORTH_BUILDING * least:
+            continue
+        progress(f"index {code}", number / len(LADDER))
+        best = better(best, climb(code, exact, asked, truth, target, seed), target)
+    assert best is not None
+    progress("index", 1.0)
+    rung = f"{best.code}, refine {best.factor}"
+    facts = {"rung": rung, "recall": best.recall, "target": target, "k": k, "parts": best.code.parts}
+    return Index(exact.flat, best.codes, best.factor, facts)
+
+
+def climb(code: Code, exact: Index, asked: Vectors, truth: Rows, target: float, seed: int) -> Rung:
+    """This code with the least refine factor that reaches the target, or with the greatest one."""
+    vectors, k = exact.vectors, truth.shape[1]
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:TRAINED_ON])
+    codes = code.train(vectors[chosen], seed)
+    for block in blocks(vectors):
+        codes.add(block)
+    _, found = codes.search(asked, min(k * FACTORS[-1], len(vectors)))
+    hits = np.stack([np.isin(row, true) for row, true in zip(found, truth, strict=True)])
+    for factor in FACTORS:
+        # refining keeps every true neighbour that the codes find, so this is the recall to expect
+        if hits[:, : k * factor].sum() >= target * truth.size or factor == FACTORS[-1]:
+            recall = recall_of(Index(exact.flat, codes, factor).search(asked, k)[0], truth)
+            if recall >= target:
+                break
+    return Rung(code, factor, recall, code.cost(len(vectors), vectors.shape[1], k, factor), codes)
+
+
+def better(best: Rung | None, other: Rung, target: float) -> Rung:
+    """The cheaper one of those that reach the target, else the one with the greater recall."""
+    if best is None:
+        return other
+    enough = [rung for rung in (best, other) if rung.recall >= target]
+    return min(enough, key=lambda rung: rung.cost) if enough else max(best, other, key=lambda rung: rung.recall)
+
+
+def recall_of(found: Rows, truth: Rows) -> float:
+    """The share of the true neighbours, shape (q, k), that were found."""
+    return float(np.mean([np.isin(true, row).mean() for row, true in zip(found, truth, strict=True)]))
+
+
+def near(vectors: Vectors, rng: np.random.Generator) -> Vectors:
+    """Queries near vectors: each lies between two of them, much closer to the first."""
+    first, second = rng.integers(0, len(vectors), (2, QUERIES))
+    return np.asarray(0.8 * vectors[first] + 0.2 * vectors[second], np.float32)
+
+
+def blocks(vectors: Vectors) -> Iterator[Vectors]:
+    """The vectors, some at a time."""
+    return (vectors[start : start + BLOCK] for start in range(0, len(vectors), BLOCK))

@@ -1,0 +1,98 @@
+"""The source that proposes the items whose vectors are nearest to the user's, and the column that says how near."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from shortlist.features.hashing import hash_strings
+from shortlist.pipeline.candidates import Candidates
+from shortlist.pipeline.query import Query
+from shortlist.pipeline.stages import Filter
+from shortlist.retrieval.catalogue import Catalogue, Items
+from shortlist.retrieval.eligibility import eligible
+from shortlist.retrieval.index import Rows, Vectors
+from shortlist.retrieval.towers import Towers, attributes_of, context_columns
+
+
+class Alignment:
+    """Which row of the towers is which item of the catalogue, as the catalogue grows."""
+
+    def __init__(self, towers: Towers, catalogue: Catalogue) -> None:
+        self.towers, self.catalogue = towers, catalogue
+        self._items: Items = np.full(len(towers.items), -1, np.int32)
+        self._rows: Rows = np.empty(0, np.int32)
+        self._lock = Lock()
+
+    def items_of(self, rows: Rows) -> Items:
+        """The catalogue index of each row, -1 for items that the catalogue does not know."""
+        self._follow()
+        return self._items[rows]
+
+    def rows_of(self, items: Items) -> Rows:
+        """The row of each catalogue index, -1 for items that the release does not know, and for -1."""
+        self._follow()
+        return np.where(items >= 0, self._rows[items], np.int32(-1)) if len(self._rows) else np.full_like(items, -1)
+
+    def _follow(self) -> None:
+        if len(self._rows) == len(self.catalogue):
+            return
+        with self._lock:
+            start = len(self._rows)
+            rows = self.towers.rows_of(self.catalogue.hashes()[start:])
+            known = np.flatnonzero(rows >= 0)
+            self._items[rows[known]] = start + known
+            self._rows = np.concatenate([self._rows, rows])
+
+
+class TowerSource:
+    """A query hydrator, a source and a hydrator: learns the user's vector, proposes, and describes with `<name>_score`.
+
+    The score is the product of the two vectors, -1 to 1, NaN for items that the release does not know. More than
+    `quota` are fetched until so many pass the filters, or nothing is left.
+    """
+
+    def __init__(
+        self, name: str, towers: Towers, catalogue: Catalogue, user: str, quota: int, filters: Sequence[Filter] = ()
+    ) -> None:
+        self.name, self.towers, self.catalogue, self.user, self.quota = name, towers, catalogue, user, quota
+        self.filters = tuple(filters)
+        self.alignment = Alignment(towers, catalogue)
+        users = catalogue.table.entities[user]
+        self._attributes = tuple(column for column in towers.columns if column in users.attributes)
+        self._context = tuple(column for column in towers.columns if column not in users.attributes)
+
+    def learn(self, query: Query) -> Mapping[str, Any]:
+        """The user's vector, shape (dimensions,), as `<name>_vector`."""
+        return {f"{self.name}_vector": self.vector(query)}
+
+    def vector(self, query: Query) -> Vectors:
+        """The vector of the query's user as of its `now`; what was learned about the query is not computed again."""
+        known: Vectors | None = query.known.get(f"{self.name}_vector")
+        if known is not None:
+            return known
+        users = hash_strings([query.user])
+        table, history = self.catalogue.table, self.towers.history
+        read = table.read({self.user: users}, query.now, query.context, [history])
+        columns = attributes_of(table.entities[self.user], self._attributes, users)
+        columns |= context_columns(self.towers, self._context, query.context)
+        return self.towers.user_vectors(users, read[history], columns)[0]
+
+    def propose(self, query: Query) -> Candidates:
+        """At most `quota` eligible items, nearest first."""
+        vector, wanted = self.vector(query), self.quota
+        while True:
+            rows, _ = self.towers.index.search(vector, wanted)
+            items = self.alignment.items_of(rows)
+            found = eligible(self.filters, query, Candidates(items[items >= 0]))
+            if len(found) >= self.quota or wanted >= len(self.towers.index):
+                return found.take(np.arange(min(self.quota, len(found))))
+            wanted *= 4
+
+    def describe(self, query: Query, candidates: Candidates) -> Candidates:
+        """The same candidates with the column `<name>_score`."""
+        rows = self.alignment.rows_of(candidates.items)
+        return candidates.describe({f"{self.name}_score": self.towers.similarity(self.vector(query), rows)})

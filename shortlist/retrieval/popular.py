@@ -1,0 +1,105 @@
+"""The most popular items: a source, and the last resort when everything else has nothing to say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from threading import Lock, Thread
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shortlist.pipeline.candidates import Candidates
+from shortlist.pipeline.query import Query
+from shortlist.pipeline.stages import Filter
+from shortlist.retrieval.catalogue import Catalogue, Items
+from shortlist.retrieval.eligibility import eligible
+
+FIRST_LOOK = 4
+"""Times its quota that the source sorts at first; the rest is sorted when a user has seen or may not see all that."""
+
+
+@dataclass
+class Counts:
+    """Every item's popularity at one moment, and as much of the order as was asked for."""
+
+    values: NDArray[np.float64]
+    position: int
+    now: int
+    _tops: dict[int, Items] = field(default_factory=dict)
+
+    def top(self, n: int) -> Items:
+        """At least the `n` most popular items (more on a tie), best first; ties in order of first appearance."""
+        if n not in self._tops:
+            chosen = np.arange(len(self.values))
+            if n < len(chosen):
+                threshold = np.partition(self.values, len(chosen) - n)[len(chosen) - n]
+                chosen = np.flatnonzero(self.values >= threshold)
+            self._tops[n] = chosen[np.argsort(-self.values[chosen], kind="stable")].astype(np.int32)
+        return self._tops[n]
+
+
+class PopularSource:
+    """The eligible items with the greatest sum of gain x decayed count, as of the query's `now`.
+
+    `features` and `gains` come from `specs.popularity_features`. `quota` None proposes everything there is, best
+    first: the last resort. Counts of all items are read again once they are `refresh_ms` old. `behind` lets one thread
+    do that while requests go on with the old counts, at most twelve times as old: a service's way, because it takes a
+    tenth of a second for a million items. Otherwise the request that finds them old reads them, and the same
+    questions get the same answers.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        catalogue: Catalogue,
+        features: Sequence[str],
+        gains: Sequence[float],
+        quota: int | None,
+        filters: Sequence[Filter] = (),
+        refresh_ms: int = 5_000,
+        behind: bool = False,
+    ) -> None:
+        self.name, self.catalogue, self.quota = name, catalogue, quota
+        self.features, self.gains = tuple(features), np.array(gains)
+        self.filters, self.refresh_ms, self.behind = tuple(filters), refresh_ms, behind
+        self._counts: Counts | None = None
+        self._reading = Lock()
+
+    def propose(self, query: Query) -> Candidates:
+        """At most `quota` eligible items, most popular first; fewer only where fewer are eligible."""
+        counts = self._fresh(query.now)
+        everything = len(counts.values)
+        quota = everything if self.quota is None else self.quota
+        found = eligible(self.filters, query, Candidates(counts.top(min(FIRST_LOOK * quota, everything))))
+        if len(found) < quota and FIRST_LOOK * quota < everything:
+            found = eligible(self.filters, query, Candidates(counts.top(everything)))
+        return found.take(np.arange(quota)) if len(found) > quota else found
+
+    def popularity(self, now: int) -> NDArray[np.float64]:
+        """Each item's popularity as of `now`, read from the table at this moment."""
+        return self._read(now).values
+
+    def _fresh(self, now: int) -> Counts:
+        counts = self._counts
+        age = np.inf if counts is None else abs(now - counts.now)
+        if counts is not None and (age < self.refresh_ms or counts.position == self.catalogue.table.position):
+            return counts
+        if counts is None or not self.behind or age > 12 * self.refresh_ms:
+            self._counts = counts = self._read(now)
+        elif self._reading.acquire(blocking=False):
+            Thread(target=self._reread, args=(now,), name=f"{self.name} refresh", daemon=True).start()
+        return counts
+
+    def _reread(self, now: int) -> None:
+        try:
+            counts = self._read(now)
+            counts.top(FIRST_LOOK * self.quota if self.quota else len(counts.values))
+            self._counts = counts
+        finally:
+            self._reading.release()
+
+    def _read(self, now: int) -> Counts:
+        hashes = self.catalogue.hashes()
+        read = self.catalogue.table.read({self.catalogue.item: hashes}, now, columns=self.features)
+        return Counts(self.gains @ np.nan_to_num(read.values), read.position, now)

@@ -1,0 +1,101 @@
+"""Which sources to retrieve with, as the project file declares them, and the features that retrieval itself needs.
+
+Retrieval keeps no state of its own: what a user has seen and what is popular are features like all others, so that
+they are known as of the same log position, in training and in serving, and are recovered with everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shortlist.events.labels import Labels, ObservedPositives
+from shortlist.events.schema import Entity
+from shortlist.features.definitions import Aggregate, Condition, Feature, Stream
+
+
+@dataclass(frozen=True)
+class Popular:
+    """The items that were acted on most, lately: every positive action counts its gain, halved every `half_life`.
+
+    At most `quota` items are proposed.
+    """
+
+    half_life: str = "90d"
+    quota: int = 200
+    name: str = "popular"
+
+
+@dataclass(frozen=True)
+class TwoTower:
+    """A two-tower model (Yi et al., RecSys 2019): a user vector, item vectors, and an index of the nearest items.
+
+    `history` is a feature that lists the user's last items (`watch.by(user).last("film", 50)`); the attributes are
+    those of the user and of the item that the towers look at, `context` the values of the request that the user tower
+    looks at. Vectors have `dimensions` numbers and length 1; `temperature` divides their products in the softmax.
+    Training passes over the positives at most `epochs` times, and stops when recall on the newest has stopped rising.
+    """
+
+    history: Aggregate
+    user_attributes: Sequence[str] = ()
+    item_attributes: Sequence[str] = ()
+    context: Sequence[str] = ()
+    dimensions: int = 256
+    quota: int = 500
+    epochs: int = 30
+    batch: int = 1024
+    learning_rate: float = 0.002
+    temperature: float = 0.1
+    name: str = "two_tower"
+
+
+SourceSpec = Popular | TwoTower
+
+
+def positive_streams(labels: Labels | ObservedPositives) -> tuple[tuple[Stream, float], ...]:
+    """The streams of events that count as positive, each with its gain. A condition holds for kinds with its field."""
+    streams = []
+    for event, gain in labels.gains.items():
+        conditions: tuple[Condition, ...] = ()
+        if isinstance(labels, ObservedPositives) and labels.where is not None and labels.where[0] in event.fields:
+            name, comparison, value = labels.where
+            conditions = (Condition(name, comparison, value),)  # type: ignore[arg-type]  # validated with the project
+        streams.append((Stream(event, conditions), float(gain)))
+    return tuple(streams)
+
+
+def popularity_features(
+    labels: Labels | ObservedPositives, item: Entity, half_life: str
+) -> tuple[tuple[Aggregate, float], ...]:
+    """The decayed count of each positive stream by item, with its gain: popularity is their weighted sum."""
+    return tuple(
+        (stream.by(item).decayed_count(half_life).named(f"popularity_{stream.event.kind}_{half_life}"), gain)
+        for stream, gain in positive_streams(labels)
+    )
+
+
+def seen_features(labels: Labels | ObservedPositives, user: Entity, item: Entity) -> tuple[Aggregate, ...]:
+    """How often this user acted on this item, per kind of action, whatever its fields: seen is more than never.
+
+    A pair's count is exact for every user, however much they have seen.
+    """
+    return tuple(Stream(event).by(user, item).count().named(f"seen_{event.kind}") for event in labels.gains)
+
+
+def retrieval_features(
+    sources: Sequence[SourceSpec],
+    labels: Labels | ObservedPositives,
+    user: Entity,
+    item: Entity,
+    declared: Sequence[Feature] = (),
+) -> tuple[Aggregate, ...]:
+    """Every feature that retrieval needs beside those declared; compile them into the project's feature set.
+
+    Popularity is always among them: it is the last resort.
+    """
+    half_lives = dict.fromkeys(s.half_life for s in (*sources, Popular()) if isinstance(s, Popular))
+    popular = [f for half_life in half_lives for f, _ in popularity_features(labels, item, half_life)]
+    histories = [source.history for source in sources if isinstance(source, TwoTower)]
+    wanted = {feature.name: feature for feature in (*seen_features(labels, user, item), *popular, *histories)}
+    taken = {feature.name for feature in declared}
+    return tuple(feature for name, feature in wanted.items() if name not in taken)
