@@ -20,7 +20,7 @@ SPECS: list[RankerSpec] = [LogisticRegression(), LambdaMART(trees=60)]
 per_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 
 REAL = Path(os.environ.get("SHORTLIST_DATA", "../shared/data")) / "lightgbm_rank"
-NAMES = ("taste", "price", "gaps", "constant", "absent", "größe in cm")
+NAMES = ("taste", "price", "gaps", "constant", "absent", 'größe, in "cm"')
 
 
 def world(seed: int, requests: int = 120, size: int = 12) -> RankingData:
@@ -55,7 +55,7 @@ def test_a_ranker_learns_the_order_and_is_loaded_from_its_directory(spec: Ranker
     test = world(4)
     at_random = ndcg(np.random.default_rng(0).random(len(test.gain)), test)
     assert ndcg(scorer.score(test.matrix, test.names), test) > at_random + 0.2
-    assert scorer.names == fitted.columns == ("taste", "price", "gaps", "größe in cm")
+    assert scorer.names == fitted.columns == ("taste", "price", "gaps", 'größe, in "cm"')
     assert fitted.dropped == {"constant": "always 4", "absent": "always missing"}
     assert (fitted.rows, fitted.requests) == (1440, 120)
     assert {path.suffix for path in (tmp_path / "ranker").iterdir()} <= {".json", ".txt"}
@@ -136,6 +136,7 @@ def test_trees_stop_where_held_out_requests_stop_improving(tmp_path: Path) -> No
     eager = LambdaMART(trees=300, learning_rate=0.5)
     fitted = fit_ranker(eager, world(1), world(2), tmp_path / "stopped", seed=3)
     assert 1 <= fitted.figures["trees"] < 100
+    assert (tmp_path / "stopped" / "trees.txt").read_text().count("Tree=") == fitted.figures["trees"]
     score = load_scorer(tmp_path / "stopped").score(world(2).matrix, NAMES)
     assert fitted.figures["held_out_ndcg@10"] == pytest.approx(ndcg(score, world(2)), abs=0.01)
     assert fit_ranker(eager, world(1), None, tmp_path / "all", seed=3).figures == {"trees": 300.0}
@@ -165,6 +166,30 @@ def test_logistic_regression_stands_where_its_gradient_is_zero() -> None:
         assert objective(weights) < min(objective(weights + step), objective(weights - step))
 
 
+def test_the_penalty_is_the_one_that_held_out_requests_prefer(tmp_path: Path) -> None:
+    strong = fit_ranker(LogisticRegression(), world(1), world(2), tmp_path, seed=3)
+    assert strong.figures["penalty"] < 0.1
+    noise = np.random.default_rng(0)
+    one, two = (dataclasses.replace(world(seed), gain=noise.permutation(world(seed).gain)) for seed in (1, 2))
+    assert fit_ranker(LogisticRegression(), one, two, tmp_path, seed=3).figures["penalty"] == max(rankers.PENALTIES)
+
+
+def test_heavy_tails_are_taken_by_their_logarithm(tmp_path: Path) -> None:
+    fit_ranker(LogisticRegression(), world(1), None, tmp_path, seed=3)
+    terms = json.loads((tmp_path / "linear.json").read_text())["terms"]
+    assert {term["column"]: term["logarithm"] for term in terms} == {
+        "taste": False, "price": True, "gaps": False, NAMES[-1]: False,
+    }  # fmt: skip
+
+
+def test_newtons_method_comes_back_from_a_bad_start() -> None:
+    rng = np.random.default_rng(5)
+    design = np.vstack([rng.normal(size=(2, 500)), np.ones(500)])
+    acted = rng.random(500) < 1 / (1 + np.exp(-design[0]))
+    near, far = (newton(design, acted, start, 0.01) for start in (np.zeros(3), np.array([3.0, -9.0, 9.0])))
+    np.testing.assert_allclose(near, far, atol=1e-4)
+
+
 def test_newtons_method_survives_perfect_separation() -> None:
     design = np.vstack([np.linspace(-1, 1, 200), np.ones(200)])
     weights = newton(design, design[0] > 0, np.zeros(2), penalty=1e-4)
@@ -172,11 +197,16 @@ def test_newtons_method_survives_perfect_separation() -> None:
     assert weights[0] > 5
 
 
-def test_more_rows_than_logistic_regression_needs_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_rows_than_logistic_regression_needs_are_drawn_by_the_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rankers, "LINEAR_ROWS", 1000)
-    fit_ranker(LogisticRegression(), world(1, requests=400), None, tmp_path, seed=3)
+    for run, seed in (("one", 3), ("two", 3), ("other", 4)):
+        fit_ranker(LogisticRegression(), world(1, requests=400), None, tmp_path / run, seed)
+    one, two, other = ((tmp_path / run / "linear.json").read_bytes() for run in ("one", "two", "other"))
+    assert one == two != other
     test = world(4)
-    assert ndcg(load_scorer(tmp_path).score(test.matrix, test.names), test) > 0.8
+    assert ndcg(load_scorer(tmp_path / "one").score(test.matrix, test.names), test) > 0.8
 
 
 def libsvm(name: str) -> RankingData:

@@ -217,9 +217,8 @@ def _(
     if held_out:
         callbacks.append(lightgbm.early_stopping(PATIENCE, verbose=False))
     booster = lightgbm.train(parameters, train, spec.trees, valid_sets=held_out, callbacks=callbacks)
-    trees = booster.best_iteration if held_out else spec.trees
-    (directory / TREES).write_text(booster.model_to_string(num_iteration=trees), encoding="utf-8")
-    figures = {"trees": float(trees)}
+    (directory / TREES).write_text(booster.model_to_string(), encoding="utf-8")  # up to the best tree
+    figures = {"trees": float(booster.num_trees())}
     if held_out:
         figures["held_out_ndcg@10"] = float(booster.best_score["valid_0"]["ndcg@10"])
     return "trees", figures
