@@ -22,9 +22,9 @@ from shortlist.pipeline.query import Query
 from shortlist.pipeline.runner import Pipeline
 from shortlist.project import Project
 from shortlist.training.backtest import Past
-from shortlist.training.dataset import columns_of, drawn, everyone, observed_positives, shown
 from shortlist.training.evaluation import Contest, Losses, evaluate
 from shortlist.training.requests import requests_of
+from shortlist.training.rows import columns_of, drawn, everyone, observed_positives, shown
 
 user, film = Entity("user"), Entity("film", year=int)
 watch = EventType("watch", user, film, stars=float)

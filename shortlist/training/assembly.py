@@ -16,8 +16,10 @@ from shortlist.project import Project
 from shortlist.retrieval.catalogue import Catalogue
 from shortlist.retrieval.eligibility import Available, Excluded, NotSeen
 from shortlist.retrieval.merge import Interleaved
+from shortlist.retrieval.nearest import TowerSource
 from shortlist.retrieval.popular import PopularSource
-from shortlist.retrieval.specs import Popular, popularity_features, seen_features
+from shortlist.retrieval.specs import Popular, TwoTower, popularity_features, seen_features
+from shortlist.retrieval.towers import Towers
 
 LAST_RESORT = "last_resort"
 
@@ -69,6 +71,13 @@ def load_source(spec: object, place: Place) -> SourceStages:
 @load_source.register
 def _(spec: Popular, place: Place) -> SourceStages:
     return SourceStages(popular(spec.name, place, spec.half_life, spec.quota))
+
+
+@load_source.register
+def _(spec: TwoTower, place: Place) -> SourceStages:
+    towers = Towers.load(place.directory / spec.name)
+    source = TowerSource(spec.name, towers, place.catalogue, place.project.user.name, spec.quota, place.filters)
+    return SourceStages(source, (source,), (source,))
 
 
 def popular(name: str, place: Place, half_life: str, quota: int | None) -> PopularSource:

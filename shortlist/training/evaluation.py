@@ -8,7 +8,7 @@ Metrics are averaged per user, then over users; intervals are bootstrapped by us
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -78,13 +78,22 @@ class Losses:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured on one slice. `methods` and `retrieval` are empty where it has no request."""
+    """What was measured on one slice. `methods` and `retrieval` are empty where it has no request.
+
+    `losses` are those of what serves, `popularity_losses` what they would be if popularity served.
+    """
 
     users: int
     requests: int
     methods: Mapping[str, Quality]
     retrieval: Mapping[str, Mapping[str, Interval]]
     losses: Losses
+    popularity_losses: Losses
+
+    def with_popularity(self) -> Evaluation:
+        """The same measurements where popularity is what serves."""
+        methods = {name: self.methods[POPULARITY if name == TWO_STAGE else name] for name in self.methods}
+        return replace(self, methods=methods, losses=self.popularity_losses)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON for the report."""
@@ -116,6 +125,8 @@ class Evaluation:
         for source, found in self.retrieval.items():
             figures = {name: finite(value.value) for name, value in found.items()}
             flat.update(figures if source == MERGED else {f"{source}.{name}": value for name, value in figures.items()})
+            if source == POPULARITY:
+                flat.update({f"{baseline}.{name}": value for name, value in figures.items()})
         return flat
 
 
@@ -160,15 +171,21 @@ def evaluate(
     Methods: each source alone (the baseline under the name "popularity"), each scorer over the merged candidates, and
     "two_stage", which is what serves. `item` names the entity that is ranked, `users` are the ids of user indexes.
     """
-    shown, losses = _Shown(len(requests)), np.zeros(5, np.int64)
+    shown, losses = _Shown(len(requests)), np.zeros((2, 5), np.int64)
     for asked in ask(contest.pipeline, past, users, requests, "evaluate", progress):
         _show(contest, asked, shown)
         part = slice(requests.relevant.offsets[asked.number], requests.relevant.offsets[asked.number + 1])
-        known = len(past.table.entities[item])
-        slate = shown.slates[TWO_STAGE][asked.number]
-        losses += _lost(contest.pipeline, asked, requests.relevant.items[part], known, slate)
+        present = requests.relevant.items[part]
+        present = present[present < len(past.table.entities[item])]
+        eligible = filtered(contest.pipeline, asked.query, Candidates(present)).items
+        gone = [requests.relevant.offsets[asked.number + 1] - requests.relevant.offsets[asked.number] - len(present)]
+        gone.append(len(present) - len(eligible))
+        for row, (method, found) in enumerate(
+            [(TWO_STAGE, asked.merged), (POPULARITY, asked.proposals[contest.baseline])]
+        ):
+            losses[row] += [*gone, *_lost(eligible, found.items, shown.slates[method][asked.number])]
     available = int(past.table.entities[item].available.sum())
-    return _measured(shown, requests, available, Losses(*losses.tolist()), seed)
+    return _measured(shown, requests, available, [Losses(*row) for row in losses.tolist()], seed)
 
 
 def _show(contest: Contest, asked: Asked, shown: _Shown) -> None:
@@ -176,7 +193,7 @@ def _show(contest: Contest, asked: Asked, shown: _Shown) -> None:
     for source, found in asked.proposals.items():
         name = POPULARITY if source == contest.baseline else source
         shown.slate(name, asked.number, found.items)
-        shown.retrieval(source, asked.number, found.items)
+        shown.retrieval(name, asked.number, found.items)
     shown.retrieval(MERGED, asked.number, asked.merged.items)
     candidates = described(contest.pipeline, asked.query, asked.merged)
     for name, scorer in contest.scorers.items():
@@ -193,26 +210,15 @@ def _best(query: Query, scorer: Scorer, candidates: Candidates) -> Ranked:
     return scored.items[ByScore().arrange(query, scored)[:SLATE]]
 
 
-def _lost(pipeline: Pipeline, asked: Asked, relevant: Ranked, known: int, slate: Ranked) -> NDArray[np.int64]:
-    """The counts of `Losses`, in its order, for one request's relevant items; `known` items are in the catalogue."""
-    present = relevant[relevant < known]
-    eligible = filtered(pipeline, asked.query, Candidates(present)).items
-    retrieved = np.isin(eligible, asked.merged.items)
-    in_slate = np.isin(eligible, slate)
-    return np.array(
-        [
-            len(relevant) - len(present),
-            len(present) - len(eligible),
-            (~retrieved & ~in_slate).sum(),
-            (retrieved & ~in_slate).sum(),
-            in_slate.sum(),
-        ]
-    )
+def _lost(eligible: Ranked, found: Ranked, slate: Ranked) -> tuple[int, int, int]:
+    """Of the eligible relevant items: how many were not retrieved, ranked below the slate, and in it."""
+    retrieved, shown = np.isin(eligible, found), np.isin(eligible, slate)
+    return int((~retrieved & ~shown).sum()), int((retrieved & ~shown).sum()), int(shown.sum())
 
 
-def _measured(shown: _Shown, requests: Requests, available: int, losses: Losses, seed: int) -> Evaluation:
+def _measured(shown: _Shown, requests: Requests, available: int, losses: Sequence[Losses], seed: int) -> Evaluation:
     if not len(requests):
-        return Evaluation(0, 0, {}, {}, losses)
+        return Evaluation(0, 0, {}, {}, *losses)
     who = np.unique(requests.user, return_inverse=True)
     count = len(who[0])
     by_metric: dict[str, dict[str, Floats]] = {name: {} for name in METRICS}
@@ -230,7 +236,7 @@ def _measured(shown: _Shown, requests: Requests, available: int, losses: Losses,
         )
         for method, slates in shown.slates.items()
     }
-    return Evaluation(count, len(requests), methods, _retrieval(shown, requests, who[1], count, seed), losses)
+    return Evaluation(count, len(requests), methods, _retrieval(shown, requests, who[1], count, seed), *losses)
 
 
 def _retrieval(

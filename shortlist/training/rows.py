@@ -156,10 +156,3 @@ def columns_of(log: EventLog, features: FeatureSet, project: Project, rows: Judg
     """Every feature of every row, replayed to the moment of its request."""
     ids = {project.user.name: rows.user, project.item.name: rows.item}
     return replay(log, features, Rows(ids, rows.position, rows.now))
-
-
-def lists_of(
-    log: EventLog, features: FeatureSet, user: str, users: Hashes, position: NDArray[np.int64], now: NDArray[np.int64]
-) -> Columns:
-    """The features that need only the user (among them the histories that towers read), at each given moment."""
-    return replay(log, features, Rows({user: users}, position, now))
