@@ -20,8 +20,9 @@ from shortlist.events.reasons import Refusal
 from shortlist.events.schema import Event, EventSchema
 from shortlist.framing.problems import nearest
 
-Submitted: TypeAlias = Iterable[Event | Mapping[str, Any]] | pa.Table | bytes
-"""What a log takes: events, flat mappings, an Arrow table with their columns, or JSON (object, array or lines)."""
+Submitted: TypeAlias = Iterable[Event | Mapping[str, Any]] | pa.Table | bytes | Admitted
+"""What a log takes: events, flat mappings, JSON (object, array or lines), an Arrow table with the events' columns or
+anything that turns into one (a frame of pandas or polars), and what its own door has admitted before."""
 Listener = Callable[[Batch], None]
 
 
@@ -117,8 +118,10 @@ class Numbered:
 
 def admit(door: Door, events: Submitted, received: int | None) -> Admitted:
     """Check whatever a log takes."""
-    if isinstance(events, pa.Table):
-        return admit_table(door, events, received)
+    if isinstance(events, Admitted):
+        return events
+    if hasattr(events, "__arrow_c_stream__"):
+        return admit_table(door, pa.table(events), received)
     if isinstance(events, bytes):
         return door.admit_json(events, received)
     return door.admit(events, received)

@@ -1,0 +1,208 @@
+"""History from files: JSON lines, CSV, Parquet and Arrow, exactly once.
+
+A file is read whole, checked, sorted by event time (stable), and appended in blocks. How far it has come is stored in
+the transaction of each block, so that an import that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from hashlib import blake2b, file_digest
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.ipc
+import pyarrow.parquet as pq
+import pyarrow.types as pt
+
+from shortlist.events.columnar import admit_table
+from shortlist.events.door import Admitted, Door
+from shortlist.events.log import EventLog, LogError, Progress
+from shortlist.events.reasons import Refusal
+from shortlist.framing.problems import nearest
+
+BLOCK = 262_144
+JSON_BLOCK_BYTES = 2**24
+REFUSALS_KEPT = 100
+ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".arrow", ".feather")
+
+Tick = Callable[[int, int], None]
+"""Told of progress: events done, events in all."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What became of a source: counts of its events, and the first REFUSALS_KEPT refused lines with their reasons.
+
+    `resumed_at` is how many of its events earlier runs had stored already.
+    """
+
+    source: str
+    accepted: int
+    duplicates: int
+    refused: int
+    refusals: list[Refusal]
+    resumed_at: int = 0
+
+
+def import_file(log: EventLog, path: Path, kind: str = "", tick: Tick | None = None) -> Imported:
+    """Append a file of history; its name's ending says what it is (.jsonl .ndjson .csv .parquet .arrow .feather).
+
+    `kind` is that of every event, where the file has no column `kind`. Every event counts as received when it happened.
+    A file whose import is complete is not read again. Raises LogError where the file cannot be read, or has changed
+    since it was imported.
+    """
+    source = str(path.resolve())
+    try:
+        with path.open("rb") as file:
+            digest = file_digest(file, lambda: blake2b(digest_size=16)).hexdigest()
+    except OSError as error:
+        raise LogError(f"{path} cannot be read: {error.strerror}") from error
+    done = resume_point(log, source, digest)
+    if done is None:
+        return finished(log, source)
+    return append_sorted(log, read_file(log.door, path, kind), source, digest, done, tick)
+
+
+def import_table(log: EventLog, table: pa.Table, source: str, tick: Tick | None = None) -> Imported:
+    """Append a table of history, in the columns that `EventLog.append` takes; `source` names it for resuming."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    digest = blake2b(sink.getvalue(), digest_size=16).hexdigest()
+    done = resume_point(log, source, digest)
+    if done is None:
+        return finished(log, source)
+    return append_sorted(log, admit_table(log.door, table, None), source, digest, done, tick)
+
+
+def resume_point(log: EventLog, source: str, digest: str) -> int | None:
+    """How many events of a source are stored already; None where all are. Raises LogError where it has changed."""
+    found = log.progress(source)
+    if found is None:
+        return 0
+    if found.digest == digest:
+        return None
+    if found.digest == unfinished(log, digest):
+        return found.rows
+    raise LogError(
+        f"{source}: {found.rows} events of it are in the log, and it (or the project's events) has changed since; "
+        "to add to them, import what is new from a file of its own"
+    )
+
+
+def unfinished(log: EventLog, digest: str) -> str:
+    """The digest under which an import is noted until it is complete: which events pass depends on the schemas too."""
+    return f"{digest} of {blake2b(log.door.columns.to_string().encode(), digest_size=8).hexdigest()}"
+
+
+def finished(log: EventLog, source: str) -> Imported:
+    """What an import that was complete already comes to."""
+    found = log.progress(source)
+    return Imported(source, 0, 0, 0, [], found.rows if found else 0)
+
+
+def append_sorted(
+    log: EventLog, admitted: Admitted, source: str, digest: str, done: int, tick: Tick | None
+) -> Imported:
+    """Append what passed the door, from event `done` on, in blocks by event time."""
+    table = admitted.table if admitted.table is not None else log.door.tabulate(admitted.rows)
+    at = table.column("at").to_numpy()
+    if len(at) and (np.diff(at) < 0).any():
+        table = table.take(pa.array(np.argsort(at, kind="stable")))
+    accepted = duplicates = 0
+    for start in range(done, max(len(table), done + 1), BLOCK):
+        stop = min(start + BLOCK, len(table))
+        note = Progress(source, digest if stop == len(table) else unfinished(log, digest), stop)
+        receipt = log.append_imported(Admitted(None, [], table=table.slice(start, stop - start)), note)
+        accepted += receipt.accepted
+        duplicates += receipt.duplicates
+        if tick is not None:
+            tick(stop, len(table))
+    refusals = admitted.refusals
+    return Imported(source, accepted, duplicates, len(refusals), refusals[:REFUSALS_KEPT], done)
+
+
+def read_file(door: Door, path: Path, kind: str) -> Admitted:
+    """A file's events, checked. Raises LogError where its format is unknown, or is not what its name says."""
+    ending = path.suffix.lower()
+    try:
+        if ending in (".jsonl", ".ndjson", ".json"):
+            return read_json(door, path)
+        if ending == ".csv":
+            return read_csv(door, path, kind)
+        if ending == ".parquet":
+            return admit_table(door, prepared(door, pq.read_table(path), path, kind), None)
+        if ending in (".arrow", ".feather"):
+            with pa.memory_map(str(path)) as source:
+                return admit_table(door, prepared(door, pa.ipc.open_file(source).read_all(), path, kind), None)
+    except (OSError, ValueError) as error:  # Arrow's own errors are ValueErrors
+        raise LogError(f"{path} cannot be read as {ending}: {error}") from error
+    raise LogError(f"{path}: the ending {ending!r} is unknown; {nearest(ending, ENDINGS)}")
+
+
+def read_json(door: Door, path: Path) -> Admitted:
+    """JSON lines in blocks, or one JSON array."""
+    tables: list[pa.Table] = []
+    refusals: list[Refusal] = []
+    lines = 0
+    with path.open("rb") as file:
+        is_array = file.read(64).lstrip()[:1] == b"["
+        file.seek(0)
+        while block := file.read() if is_array else file.read(JSON_BLOCK_BYTES) + file.readline():
+            admitted = door.admit_json(block, None)
+            refusals += [replace(refusal, line=refusal.line + lines) for refusal in admitted.refusals]
+            tables += [door.tabulate(admitted.rows)] if admitted.rows else []
+            lines += block.count(b"\n")
+    if not tables:
+        return Admitted(None, refusals)
+    return Admitted(None, refusals, table=pa.concat_tables(tables, promote_options="default").combine_chunks())
+
+
+def read_csv(door: Door, path: Path, kind: str) -> Admitted:
+    """CSV with a header line: empty is absent, lists are separated by "|", `at` is ms or ISO 8601 (UTC by default)."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = next(csv.reader(file), [])
+    ragged: list[Refusal] = []
+
+    def refuse(row: pyarrow.csv.InvalidRow) -> str:
+        ragged.append(Refusal(row.number, f"has {row.actual_columns} values, the header names {row.expected_columns}"))
+        return "skip"
+
+    table = pyarrow.csv.read_csv(
+        path,
+        pyarrow.csv.ReadOptions(use_threads=False),  # with threads, lines have no numbers
+        pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse),
+        pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(header, pa.string()),
+            strings_can_be_null=True,
+            null_values=[""],
+            quoted_strings_can_be_null=False,
+        ),
+    )
+    admitted = admit_table(door, prepared(door, table, path, kind), None, is_text=True)
+    lines = np.setdiff1d(np.arange(2, len(table) + len(ragged) + 2), [refusal.line for refusal in ragged])
+    named = [replace(refusal, line=int(lines[refusal.line - 1])) for refusal in admitted.refusals]
+    return replace(admitted, refusals=sorted([*ragged, *named], key=lambda refusal: refusal.line))
+
+
+def prepared(door: Door, table: pa.Table, path: Path, kind: str) -> pa.Table:
+    """A file's table with the column `kind`, and whole numbers as ids written out. Raises LogError, naming a column."""
+    if kind and "kind" not in table.column_names:
+        table = table.append_column(
+            "kind", pa.array([kind]).dictionary_encode().take(pa.array(np.zeros(len(table), int)))
+        )
+    keys = {key.name for schema in door.schemas.values() for key in schema.keys}
+    fields = {name for schema in door.schemas.values() for name in schema.fields}
+    known = {"id", "at", "kind", *keys, *fields}
+    for place, name in enumerate(table.column_names):
+        if name not in known:
+            raise LogError(f"{path}: no kind of event has a key or field {name!r}; {nearest(name, known)}")
+        if name in keys and pt.is_integer(table.column(name).type):
+            table = table.set_column(place, name, pc.cast(table.column(name), pa.string()))
+    return table

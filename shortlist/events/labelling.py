@@ -1,0 +1,186 @@
+"""Labels joined to what they label: which impressions were acted on, and what that was worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from shortlist.events.batch import Batch
+from shortlist.events.labels import Labels, ObservedPositives
+from shortlist.events.log import EventLog
+from shortlist.events.schema import EventSchema
+from shortlist.framing.durations import duration_ms
+
+COMPARISONS: Mapping[str, Callable[[pa.Array, Any], pa.Array]] = {
+    "==": pc.equal,
+    "!=": pc.not_equal,
+    "<": pc.less,
+    "<=": pc.less_equal,
+    ">": pc.greater,
+    ">=": pc.greater_equal,
+    "in": lambda values, wanted: pc.is_in(values, pa.array(list(wanted), values.type)),
+}
+
+
+SHOWN = np.inf
+"""In place of a gain: the event is an impression."""
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """Rows with their labels, in log order, one value per row.
+
+    `position` is the offset of the event that made the row: what was known is everything strictly before it. `now` is
+    its time in ms UTC. `gain` is 0 for shown and not acted on. `request` names the slate (null without impressions).
+    `left_out` counts the impressions whose window was still open at the end of the log: their label is not known yet.
+    """
+
+    user: pa.Array
+    item: pa.Array
+    position: NDArray[np.int64]
+    now: NDArray[np.int64]
+    gain: NDArray[np.float64]
+    request: pa.Array
+    left_out: int = 0
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+
+def join_labels(
+    log: EventLog, labels: Labels | ObservedPositives, user: str, item: str, start: int = 0, stop: int | None = None
+) -> LabelledRows:
+    """The labels of the events at offsets from `start` up to, not including, `stop` (default: all that are known).
+
+    With impressions: an action is attributed to the latest impression of the same user and item that happened at or
+    before it and at most `within` ago, both by event time. An impression's gain is the largest of its actions' gains,
+    0 without any. Only actions before `stop` count, and impressions whose window ends after the last `received` before
+    `stop` are left out: what is asked about a past position never knows what came later.
+
+    Without impressions: one row per action that satisfies `where`, with its kind's gain.
+    """
+    end = log.position if stop is None else min(stop, log.position)
+    if isinstance(labels, ObservedPositives):
+        return observed(log, labels, user, item, start, end)
+    return attributed(log, labels, user, item, start, end)
+
+
+@dataclass
+class Events:
+    """The events that a join needs, one value per event."""
+
+    user: pa.Array
+    item: pa.Array
+    request: pa.Array
+    position: NDArray[np.int64]
+    at: NDArray[np.int64]
+    gain: NDArray[np.float64]
+    closed_by: int
+
+
+def gather(
+    log: EventLog,
+    columns: Sequence[str],
+    keys: tuple[str, str, str | None],
+    gain_of: Callable[[Batch], NDArray[np.float64]],
+    span: tuple[int, int],
+) -> Events:
+    """Collect the events whose gain is not NaN; `keys` are the columns of user, item and request."""
+    texts: tuple[list[pa.Array], ...] = ([], [], [])
+    numbers: tuple[list[NDArray[Any]], ...] = ([], [], [])
+    closed_by = -1
+    for batch in log.scan(*span, columns=columns):
+        gain = gain_of(batch)
+        chosen = np.flatnonzero(~np.isnan(gain))
+        rows = pa.array(chosen)
+        for found, key in zip(texts, keys, strict=True):
+            found.append(pa.nulls(len(rows), pa.string()) if key is None else batch.strings(key).take(rows))
+        for kept, values in zip(numbers, (batch.offset, batch.at, gain), strict=True):
+            kept.append(values[chosen])
+        closed_by = max(closed_by, int(batch.received.max()))
+    user, item, request = (pa.chunked_array(found, pa.string()).combine_chunks() for found in texts)
+    position, at = (np.concatenate([np.empty(0, np.int64), *found]) for found in numbers[:2])
+    return Events(user, item, request, position, at, np.concatenate([np.empty(0), *numbers[2]]), closed_by)
+
+
+def observed(log: EventLog, labels: ObservedPositives, user: str, item: str, start: int, stop: int) -> LabelledRows:
+    """One row per action: there is nothing that was shown and not acted on."""
+    condition = labels.where
+    tested = [schema.column(condition[0]) for schema in labels.gains if condition and condition[0] in schema.fields]
+
+    def gain_of(batch: Batch) -> NDArray[np.float64]:
+        return gains(batch, labels.gains, condition)
+
+    found = gather(log, [user, item, *tested], (user, item, None), gain_of, (start, stop))
+    return LabelledRows(found.user, found.item, found.position, found.at, found.gain, found.request)
+
+
+def attributed(log: EventLog, labels: Labels, user: str, item: str, start: int, stop: int) -> LabelledRows:
+    """One row per impression whose window is closed."""
+    shown_kind = labels.impression.kind
+    request = labels.impression.column("request")
+
+    def gain_of(batch: Batch) -> NDArray[np.float64]:
+        return np.where(batch.of_kind(shown_kind), SHOWN, gains(batch, labels.gains, None))
+
+    found = gather(log, [user, item, request], (user, item, request), gain_of, (start, stop))
+    within = duration_ms(labels.within)
+    shown = found.gain == SHOWN
+    gain = attribute(pair_codes(found.user, found.item), found.at, found.position, found.gain, within)
+    closed = found.at + within <= found.closed_by
+    rows = np.flatnonzero(shown & closed)
+    user_, item_, request_ = (column.take(pa.array(rows)) for column in (found.user, found.item, found.request))
+    left_out = int((shown & ~closed).sum())
+    return LabelledRows(user_, item_, found.position[rows], found.at[rows], gain[rows], request_, left_out)
+
+
+def gains(
+    batch: Batch, by_kind: Mapping[EventSchema, float], where: tuple[str, str, Any] | None
+) -> NDArray[np.float64]:
+    """Each event's gain; NaN where it is no such action, or does not satisfy `where`."""
+    found = np.full(len(batch), np.nan)
+    for schema, gain in by_kind.items():
+        mask = batch.of_kind(schema.kind)
+        if where is not None and where[0] in schema.fields:
+            holds = COMPARISONS[where[1]](batch.strings(schema.column(where[0])), where[2])
+            mask = mask & pc.fill_null(holds, False).to_numpy(zero_copy_only=False)
+        found[mask] = gain
+    return found
+
+
+def pair_codes(user: pa.Array, item: pa.Array) -> NDArray[np.int64]:
+    """A number per (user, item), the same for the same pair."""
+    users, items = (column.dictionary_encode() for column in (user, item))
+    user_codes, item_codes = (column.indices.to_numpy(zero_copy_only=False) for column in (users, items))
+    codes: NDArray[np.int64] = user_codes.astype(np.int64) * max(1, len(items.dictionary)) + item_codes
+    return codes
+
+
+def attribute(
+    pair: NDArray[np.int64],
+    at: NDArray[np.int64],
+    position: NDArray[np.int64],
+    gain: NDArray[np.float64],
+    within: int,
+) -> NDArray[np.float64]:
+    """Each impression's largest gain. Impressions are the events whose `gain` is SHOWN, the others are actions.
+
+    Sorted by pair and time (an impression before an action of the same millisecond), the latest impression before an
+    action is the last one seen: a running maximum of places.
+    """
+    is_action = gain != SHOWN
+    order = np.lexsort((position, is_action, at, pair))
+    places = np.where(is_action[order], -1, np.arange(len(order)))
+    latest = np.maximum.accumulate(places) if len(places) else places
+    action = np.flatnonzero(is_action[order] & (latest >= 0))
+    impression, action = order[latest[action]], order[action]
+    belongs = (pair[impression] == pair[action]) & (at[action] - at[impression] <= within)
+    best = np.zeros(len(gain))
+    np.maximum.at(best, impression[belongs], gain[action[belongs]])
+    return best
