@@ -212,9 +212,8 @@ def invite(story: Story, project: Project, child: Child, guest: Guest, slate: di
     story.say(f"  curl -s {child.url}/recommend -d '{question}'")
     story.say(f"  curl -s {child.url}/recommend -d '{why}'")
     story.say(f"  curl -s {child.url}/events -d '{body}' && curl -s {child.url}/recommend -d '{question}'\n")
-    story.say(
-        f"The last one tells it that user {guest.user} watched {guest.titles.get(first) or first}: the next answer changes."
-    )
+    title = guest.titles.get(first) or first
+    story.say(f"The last one says that user {guest.user} watched {title}: the next answer changes.")
     story.say("Ctrl-C ends the demo.")
     try:
         child.process.wait()

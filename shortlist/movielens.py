@@ -84,13 +84,12 @@ class MovieLens:
     tags: Actions
 
     def __len__(self) -> int:
-        return self.films.num_rows + self.users.num_rows + len(self.watches) + len(self.tags)
+        return int(self.films.num_rows + self.users.num_rows) + len(self.watches) + len(self.tags)
 
     @cached_property
     def last(self) -> int:
         """When the last thing happened, ms UTC."""
-        latest: int = max((int(actions.at[-1]) for actions in (self.watches, self.tags) if len(actions)), default=0)
-        return latest
+        return max([int(actions.at[-1]) for actions in (self.watches, self.tags) if len(actions)], default=0)
 
     def events(self, shift_ms: int = 0, rows: int = 200_000) -> Iterator[pa.Table]:
         """The events in time order, in tables of about `rows` of them; every time is moved by `shift_ms`.

@@ -67,10 +67,8 @@ class Project:
         from shortlist.features.program import FeatureSet
         from shortlist.retrieval.specs import retrieval_features
 
-        needed = retrieval_features(self.sources, self.labels, self.user, self.item)
-        declared = {feature.name for feature in self.features}
-        more = {feature.name: feature for feature in needed if feature.name not in declared}
-        return FeatureSet((*self.features, *more.values()), self.all_entities, self.context)
+        needed = retrieval_features(self.sources, self.labels, self.user, self.item, self.features)
+        return FeatureSet((*self.features, *needed), self.all_entities, self.context)
 
     def problems(self) -> list[Problem]:
         """Every mistake of the declarations at once, in the order of the file. Empty when all is well."""

@@ -62,7 +62,9 @@ def loss_rows(release: Release) -> Rows:
     """What became of the held-out positives, stage by stage."""
     losses = evaluation(release)["losses"]
     total = max(losses["positives"], 1)
-    rows = [(text, f"{losses[name]:,}", f"{losses[name] / total:.1%}") for name, text in LOSSES.items()]
+    rows: list[tuple[str, ...]] = [
+        (text, f"{losses[name]:,}", f"{losses[name] / total:.1%}") for name, text in LOSSES.items()
+    ]
     return ("held-out positives", "count", "share"), rows
 
 

@@ -14,12 +14,13 @@ from typing import Any
 
 from shortlist.events.labels import Labels, ObservedPositives
 from shortlist.events.schema import RESERVED, VALUE_TYPES, Entity, EventSchema, value_type
-from shortlist.features.definitions import Feature, Grouped, Impression, Stream
+from shortlist.features.definitions import Aggregate, Feature, Grouped, Impression, Stream
 from shortlist.features.problems import problems as feature_problems
 from shortlist.framing.durations import duration_ms
 from shortlist.framing.objective import Constraints, Guardrail, Objective
 from shortlist.framing.problems import Problem, nearest
 from shortlist.project import Project
+from shortlist.retrieval.specs import TwoTower
 
 Unbelieved = Any
 """A declaration as the user wrote it: its annotations are hopes."""
@@ -317,7 +318,33 @@ def of_parts(project: Unbelieved) -> Iterator[Problem]:
                 yield Problem(project.place, f"{role} holds {describe(part)}", f"expected {EXAMPLES[role]}")
             elif name in seen:
                 yield Problem(project.place, f"{role} holds {name!r} twice", 'give one another name: name="..."')
+            elif isinstance(part, TwoTower):
+                yield from of_two_tower(project, part)
             seen.add(name)
+
+
+def of_two_tower(project: Unbelieved, towers: TwoTower) -> Iterator[Problem]:
+    """A history of the user's items, and attributes and context values that are declared."""
+    history: Unbelieved = towers.history
+    user, item = project.user, project.item
+    if not isinstance(user, Entity) or not isinstance(item, Entity):
+        return
+    wanted = f"expected the user's last items: EVENT.by({user.name}).last({item.name!r}, 50)"
+    if not isinstance(history, Aggregate):
+        yield Problem(project.place, f"{towers.name}'s history is {describe(history)}", wanted)
+    elif (history.operation, history.by, history.value) != ("last_n", (user.name,), item.name):
+        yield Problem(history.place, f"{towers.name}'s history is {history.name}", wanted)
+    for what, names, known in (
+        (f"attribute of {user.name}", towers.user_attributes, user.attributes),
+        (f"attribute of {item.name}", towers.item_attributes, item.attributes),
+        ("context value", towers.context, project.context),
+    ):
+        if isinstance(names, str):
+            yield Problem(project.place, f"{towers.name} names {what} as {names!r}", f"expected a list: ({names!r},)")
+            continue
+        for name in names:
+            if name not in known:
+                yield Problem(project.place, f"{towers.name} names the {what} {name!r}", nearest(str(name), known))
 
 
 EXAMPLES = {"sources": "Popular() or TwoTower(...)", "rankers": "LogisticRegression() or LambdaMART()"}

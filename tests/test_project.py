@@ -21,6 +21,7 @@ from shortlist import (
     Problem,
     Project,
     ProjectError,
+    TwoTower,
     load_project,
     load_settings,
 )
@@ -29,6 +30,7 @@ user = Entity("user", age=int)
 film = Entity("film", title=str, genres=list[str])
 watch = EventType("watch", user, film, stars=float | None)
 impression = Impression(user, film)
+history = watch.by(user).last("film", 50)
 
 
 def declare(**changes: object) -> Project:
@@ -113,10 +115,22 @@ MISTAKES: dict[str, tuple[dict[str, object], str, str]] = {
     "objective": ({"objective": "hours"}, "objective is str 'hours'", "Objective"),
     "proxy": ({"objective": Objective("h", {"wach": 1})}, "proxy 'wach' is no event type", "did you mean 'watch'?"),
     "metric": ({"objective": Objective("h", {}, (Guardrail("ndgc@10", 0.1),))}, "'ndgc@10'", "did you mean 'ndcg@10'?"),
-    "method": ({"objective": Objective("h", {}, (Guardrail("popluar.ndcg@10", 0.1),))}, "'popluar'", "did you mean 'popular"),
+    "method": (
+        {"objective": Objective("h", {}, (Guardrail("popluar.ndcg@10", 0.1),))},
+        "'popluar'",
+        "did you mean 'popular",
+    ),
     "no bound": ({"objective": Objective("h", {}, (Guardrail("ndcg@10"),))}, "has no bound", "at_least"),
     "constraint": ({"constraints": Constraints(deadline_ms=0)}, "constraints.deadline_ms is 0", "above 0"),
     "source class": ({"sources": [Popular]}, "the class Popular", "write Popular(...)"),
+    "history": ({"sources": [TwoTower(watch.by(user).count())]}, "history is user_watch_count", ".last('film', 50)"),
+    "no history": ({"sources": [TwoTower("watch")]}, "history is str 'watch'", ".last('film', 50)"),  # type: ignore[arg-type]
+    "tower attribute": (
+        {"sources": [TwoTower(history, item_attributes=("genre",))]},
+        "attribute of film 'genre'",
+        "did you mean 'genres'?",
+    ),
+    "tower text": ({"sources": [TwoTower(history, user_attributes="age")]}, "attribute of user as 'age'", "('age',)"),
     "ranker as source": ({"sources": [LambdaMART()]}, "sources holds LambdaMART", "Popular()"),
     "source as ranker": ({"rankers": [Popular()]}, "rankers holds Popular", "LambdaMART()"),
     "ranker twice": ({"rankers": [LambdaMART(), LambdaMART()]}, "'lambdamart' twice", 'name="..."'),
