@@ -6,7 +6,7 @@ A new kind of source is one class in `retrieval`, one registration here and one 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatch
 from pathlib import Path
 
@@ -124,5 +124,5 @@ def load_retrieval(
         Interleaved({spec.name: spec.quota for spec in specs}),
         filters,
         tuple(stage for stages in loaded for stage in stages.hydrators),
-        popular(LAST_RESORT, place, Popular().half_life, None),
+        popular(LAST_RESORT, replace(place, filters=()), Popular().half_life, None),  # the pipeline filters what it takes
     )
