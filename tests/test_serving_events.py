@@ -243,7 +243,7 @@ def test_a_bad_snapshot_is_not_used_and_said_plainly(tmp_path: Path, damage: str
             if file.is_file():
                 file.unlink()
     else:
-        snapshot.write_bytes({"cut": content[:5_000], "flipped": content, "empty": b""}[damage])
+        snapshot.write_bytes({"cut": bytes(content[:5_000]), "flipped": bytes(content), "empty": b""}[damage])
     with running(tmp_path) as server:
         accepting(server)
         assert server.service.live is not None

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shortlist.events.log import LogError, Receipt
+from shortlist.features.request import RequestFeatureError
 from shortlist.features.table import FeatureTable
 from shortlist.pipeline.query import Deadline, Query, Slate
 from shortlist.pipeline.runner import Pipeline
 from shortlist.serving.app import HTML, Answer, Routed
-from shortlist.serving.impressions import UNLOGGED
+from shortlist.serving.impressions import SAMPLED, UNLOGGED
 from shortlist.serving.messages import (
     Error,
     EventsAnswer,
@@ -227,6 +228,8 @@ class Answers:
         )
         if not request.log:
             query.learn(UNLOGGED, True)
+        elif self._live().impressions.draws(query.request):
+            query.learn(SAMPLED, True)
         return query
 
     def _context(self, raw: msgspec.Raw) -> Mapping[str, Any]:
@@ -273,7 +276,10 @@ class Answers:
         if request.items:
             ids[project.item.name] = request.items
         readable = self.service.features.readable(ids)
-        columns = table.read(ids, now, self._context(request.context), readable)
+        try:
+            columns = table.read(ids, now, self._context(request.context), readable)
+        except RequestFeatureError as error:  # the project's own function does not take what this request holds
+            raise RefusedError(422, "request_feature_failed", str(error)) from error
         rows = []
         for place, item in enumerate(request.items or [None]):
             features = {name: plain(float(columns[name][place])) for name in columns.names}

@@ -8,6 +8,7 @@ feature vectors go along with the log position that they were read at, so that t
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import zlib
 from collections.abc import Callable, Mapping
@@ -27,6 +28,8 @@ AT_ONCE = 500
 RETRY_SECONDS = 1.0
 UNLOGGED = "unlogged"
 """Set in `query.known` where the caller shows the slate to nobody."""
+SAMPLED = "sampled"
+"""Set in `query.known` where the feature vectors of the slate are to be logged."""
 POSITION = "log_position"
 """The column that says up to where the events were known when the item's features were read."""
 
@@ -64,6 +67,10 @@ class Impressions:
             self._queue.put_nowait((query, slate, shown))
         except Full:
             self._lose(len(slate.items))
+
+    def draws(self, request: str) -> bool:
+        """Whether the feature vectors of this request are to be logged; the same for the same id."""
+        return zlib.crc32(request.encode()) < self.sample * 2**32
 
     @property
     def pending(self) -> int:
@@ -117,7 +124,7 @@ class Impressions:
 
     def events(self, query: Query, slate: Slate, shown: Candidates) -> list[Mapping[str, Any]]:
         """The slate as events, one per item, the top one at position 1."""
-        sampled = zlib.crc32(query.request.encode()) < self.sample * 2**32
+        sampled = SAMPLED in query.known and POSITION in shown.columns
         finite = [score if abs(score) < float("inf") else None for score in slate.scores]
         made: list[Mapping[str, Any]] = []
         for place, (item, score) in enumerate(zip(slate.items, finite, strict=True)):
@@ -133,7 +140,7 @@ class Impressions:
                 "propensity": slate.propensities[place],
                 "score": score,
             }
-            if sampled and shown.matrix is not None and POSITION in shown.columns:
+            if sampled and shown.matrix is not None and not math.isnan(shown.columns[POSITION][place]):
                 event[POSITION] = int(shown.columns[POSITION][place])
                 event["now"] = query.now
                 event["vector"] = vectors.encode(self.fingerprint, shown.matrix[:, place], query.context)

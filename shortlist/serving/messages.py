@@ -9,7 +9,11 @@ from msgspec import Meta, Raw
 
 Id = Annotated[str, Meta(min_length=1, max_length=1024, description="An entity's id: 1 to 1024 characters.")]
 Milliseconds = Annotated[float, Meta(gt=0, le=60_000)]
-NO_CONTEXT = Raw(b"{}")
+
+
+def no_context() -> Raw:
+    """No context."""
+    return Raw(b"{}")
 
 
 class RecommendRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -17,7 +21,7 @@ class RecommendRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
     user: Id | None = None
     k: Annotated[int, Meta(ge=1, description="How many items.")] = 10
-    context: Raw = NO_CONTEXT
+    context: Raw = msgspec.field(default_factory=no_context)
     exclude: Annotated[list[Id], Meta(description="Items that must not be shown, beside those seen.")] = []
     deadline_ms: Annotated[
         Milliseconds | None, Meta(description="When the answer is of use; late stages are left out.")
@@ -38,7 +42,7 @@ class RankRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     k: Annotated[Annotated[int, Meta(ge=1)] | None, Meta(description="How many of them to return; all by default.")] = (
         None
     )
-    context: Raw = NO_CONTEXT
+    context: Raw = msgspec.field(default_factory=no_context)
     exclude: list[Id] = []
     deadline_ms: Milliseconds | None = None
     explain: bool = False
@@ -50,7 +54,7 @@ class FeaturesRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
     user: Id | None = None
     items: list[Id] = []
-    context: Raw = NO_CONTEXT
+    context: Raw = msgspec.field(default_factory=no_context)
 
 
 class Ranked(msgspec.Struct, gc=False):

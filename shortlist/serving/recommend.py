@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from shortlist.features.table import FeatureTable
+from shortlist.pipeline.candidates import Candidates
+from shortlist.pipeline.pace import Pace
 from shortlist.pipeline.query import Deadline, Query
 from shortlist.pipeline.runner import Pipeline
-from shortlist.pipeline.stages import Observer
-from shortlist.pipeline.trace import Trace
+from shortlist.pipeline.stages import Filter, Observer, Source
+from shortlist.pipeline.trace import Paces, Trace
 from shortlist.project import Project
 from shortlist.ranking.scoring import RankerStage, load_scorer
-from shortlist.serving.hydration import LiveCatalogue, LiveFeatures
+from shortlist.retrieval.catalogue import Catalogue
+from shortlist.retrieval.eligibility import Available, Excluded
+from shortlist.serving.hydration import LiveFeatures
 from shortlist.serving.impressions import UNLOGGED
+from shortlist.training.assembly import load_retrieval
 from shortlist.training.releases import Release
 
 WARM_USERS = 20
@@ -48,10 +55,52 @@ def load_champion(
     project: Project, release: Release, table: FeatureTable, observer: Observer, watch: Callable[[Trace], None]
 ) -> Champion:
     """The pipelines of a release over the live table. Raises ReleaseError, or what the loaders raise, when damaged."""
-    item = project.item.name
-    catalogue = LiveCatalogue(table.entities[item])
-    features = LiveFeatures(table, catalogue, project.user.name, item)
-    ranker = release.manifest.ranker
-    scorer = RankerStage(ranker, load_scorer(release.path(f"rankers/{ranker}"))) if ranker else None
-    rank = Pipeline(catalogue, scorer, hydrators=[features], observers=[observer], release=release.version, watch=watch)
-    return Champion(release.version, rank, rank, {})
+    manifest = release.manifest
+    retrieval = load_retrieval(project, release.directory, manifest.sources, table, behind=True)
+    scorer = load_ranker(release)
+    catalogue = Catalogue(table, project.item.name)
+    features = LiveFeatures(catalogue, project.user.name, scorer.scorer.names if scorer else ())
+    recommend = Pipeline(
+        catalogue=table.entities[project.item.name],
+        scorer=scorer,
+        understand=retrieval.understand,
+        sources=retrieval.sources,
+        merger=retrieval.merger,
+        filters=retrieval.filters,
+        hydrators=[*retrieval.hydrators, features],
+        observers=[observer],
+        last_resort=Everything(retrieval.last_resort, catalogue),
+        release=release.version,
+        versions={"release": release.version, "features": manifest.fingerprint[:12], "ranker": manifest.ranker},
+        watch=watch,
+    )
+    own: list[Filter] = [Available(catalogue), Excluded(catalogue)]
+    rank = replace(recommend, sources=(), merger=None, filters=own, last_resort=None, paces=Paces(), pace=Pace())
+    return Champion(release.version, recommend, rank, report(release))
+
+
+def load_ranker(release: Release) -> RankerStage | None:
+    """The ranker that orders the slates; None where the sources' own order stands."""
+    name = release.manifest.ranker
+    return RankerStage(name, load_scorer(release.path(f"rankers/{name}"))) if name in release.manifest.rankers else None
+
+
+class Everything:
+    """The last resort: all that was counted, most popular first, then what is so new that nobody has counted it yet."""
+
+    def __init__(self, counted: Source, catalogue: Catalogue) -> None:
+        self.name, self.counted, self.catalogue = counted.name, counted, catalogue
+
+    def propose(self, query: Query) -> Candidates:
+        """The whole catalogue."""
+        found = self.counted.propose(query)
+        missing = np.ones(len(self.catalogue), np.bool_)
+        missing[found.items] = False
+        return found.followed_by(Candidates(np.flatnonzero(missing).astype(np.int32)))
+
+
+def report(release: Release) -> dict[str, Any]:
+    """What the home page says of a release."""
+    manifest = asdict(release.manifest)
+    names = ("project", "seed", "log_position", "ranker", "rankers", "sources", "metrics")
+    return {"version": release.version, "created": dict(release.created), **{name: manifest[name] for name in names}}

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 
 from shortlist.events.log import EventLog
 from shortlist.events.sqlite import SqliteLog
-from shortlist.features.program import FeatureSet
 from shortlist.features.table import FeatureTable
 from shortlist.project import Project
 from shortlist.serving.impressions import Impressions
@@ -57,7 +56,7 @@ class Service:
 
     def __post_init__(self) -> None:
         self.registry = Registry(self.settings.place("releases"), self.project.objective.guardrails)
-        self.features = FeatureSet(self.project.features, self.project.all_entities, self.project.context)
+        self.features = self.project.feature_set()
         self.pool = ThreadPoolExecutor(2, "ranking")
         self._chores = ThreadPoolExecutor(1, "chores")  # loading and snapshots, one at a time
         self._prefix, self._numbers = secrets.token_hex(6), itertools.count(1)
