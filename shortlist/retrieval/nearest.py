@@ -79,7 +79,8 @@ class TowerSource:
         read = table.read({self.user: users}, query.now, query.context, [history])
         columns = attributes_of(table.entities[self.user], self._attributes, users)
         columns |= context_columns(self.towers, self._context, query.context)
-        return self.towers.user_vectors(users, read[history], columns)[0]
+        vector: Vectors = self.towers.user_vectors(users, read[history], columns)[0]
+        return vector
 
     def propose(self, query: Query) -> Candidates:
         """At most `quota` eligible items, nearest first."""

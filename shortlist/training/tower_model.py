@@ -1,0 +1,173 @@
+"""The two towers as a torch model: embeddings, attributes and history in, vectors of length 1 out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shortlist.retrieval.towers import EMPTY_WEIGHT
+
+SPARSE_FROM = 100_000
+"""Rows from which an embedding table gets sparse gradients: a dense step would touch every row."""
+SMALL = 0.02
+
+
+@dataclass(frozen=True)
+class Bags:
+    """Attribute values as places in a vocabulary, ragged: row i has `places[offsets[i]:offsets[i + 1]]`, never none."""
+
+    places: Tensor
+    offsets: Tensor
+
+    def take(self, rows: Tensor) -> Bags:
+        """The bags of some rows."""
+        lengths = (self.offsets[1:] - self.offsets[:-1])[rows]
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        inside = torch.arange(int(offsets[-1])) - offsets[:-1].repeat_interleave(lengths)
+        return Bags(self.places[self.offsets[rows].repeat_interleave(lengths) + inside], offsets)
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one tower looks at, n rows: the id's place, attribute values, and scaled numbers, shape (n, 2 x numbers)."""
+
+    id: Tensor
+    bags: Mapping[str, Bags]
+    numbers: Tensor
+
+    def take(self, rows: Tensor) -> Side:
+        """Some rows."""
+        return Side(self.id[rows], {name: bags.take(rows) for name, bags in self.bags.items()}, self.numbers[rows])
+
+
+class Tower(nn.Module):
+    """id embedding + mean embedding of each attribute + numbers, then a residual layer, then length 1."""
+
+    def __init__(
+        self, ids: int, values: Mapping[str, int], numbers: int, dimensions: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+
+        def drawn(rows: int, columns: int, scale: float) -> nn.Parameter:
+            return nn.Parameter(torch.randn(rows, columns, generator=generator) * scale)
+
+        self.ids = drawn(ids + 1, dimensions, SMALL)
+        self.values = nn.ParameterDict({name: drawn(size + 1, dimensions, SMALL) for name, size in values.items()})
+        self.numbers = drawn(numbers, dimensions, SMALL)
+        self.inner = drawn(dimensions, dimensions, dimensions**-0.5)
+        self.inner_bias = nn.Parameter(torch.zeros(dimensions))
+        self.outer = nn.Parameter(torch.zeros(dimensions, dimensions))
+        self.outer_bias = drawn(1, dimensions, SMALL)
+
+    def inputs(self, side: Side) -> Tensor:
+        """The sum of what is known, shape (n, d)."""
+        total = functional.embedding(side.id, self.ids, sparse=len(self.ids) >= SPARSE_FROM)
+        for name, table in self.values.items():
+            bags = side.bags[name]
+            total = total + functional.embedding_bag(bags.places, table, bags.offsets[:-1], mode="mean")
+        return total + side.numbers @ self.numbers
+
+    def vectors(self, total: Tensor) -> Tensor:
+        """Vectors of length 1, shape (n, d)."""
+        hidden = functional.relu(total @ self.inner + self.inner_bias)
+        return functional.normalize(total + hidden @ self.outer + self.outer_bias, dim=1, eps=1e-6)
+
+
+class TwoTowers(nn.Module):
+    """Both towers. The history is pooled from the item tower's id embeddings, so that both learn from each other.
+
+    Its weights are a softmax over what each item is worth and how long ago it was (attention with one learned query
+    whose keys are numbers).
+    """
+
+    def __init__(self, user: Tower, item: Tower, history: int) -> None:
+        super().__init__()
+        self.user, self.item = user, item
+        self.worth = nn.Parameter(torch.zeros(len(item.ids), 1))
+        self.recency = nn.Parameter(torch.zeros(history))
+
+    def pooled(self, history: Tensor) -> Tensor:
+        """The weighted mean of a history's embeddings, shape (n, d) of places (n, h); zeros where it is empty."""
+        sparse = len(self.item.ids) >= SPARSE_FROM
+        worth = functional.embedding(history, self.worth, sparse=sparse).squeeze(2)
+        weights = torch.softmax(worth.masked_fill(history == 0, EMPTY_WEIGHT) + self.recency, dim=1)
+        weights = weights.masked_fill(history == 0, 0.0)
+        return functional.embedding_bag(history, self.item.ids, per_sample_weights=weights, mode="sum", sparse=sparse)
+
+    def user_vectors(self, side: Side, history: Tensor) -> Tensor:
+        """Vectors of users, shape (n, d)."""
+        return self.user.vectors(self.user.inputs(side) + self.pooled(history))
+
+    def item_vectors(self, side: Side) -> Tensor:
+        """Vectors of items, shape (n, d)."""
+        return self.item.vectors(self.item.inputs(side))
+
+    def history_table(self) -> NDArray[np.float32]:
+        """Each item's embedding and, last, its worth; row 0 is an empty place. Shape (items + 1, d + 1)."""
+        table = torch.cat([self.item.ids, self.worth], dim=1).detach().numpy().copy()
+        table[0] = 0.0
+        table[0, -1] = EMPTY_WEIGHT
+        return table
+
+
+def write_onnx(model: TwoTowers, path: Path) -> None:
+    """Write the dense part of the user tower as ONNX, node by node: the same weights give the same bytes.
+
+    torch's own exporter takes seconds and writes source paths into the file.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    tower, dimensions, length = model.user, model.user.ids.shape[1], len(model.recency)
+    weights = {
+        "recency": model.recency,
+        "inner": tower.inner,
+        "inner_bias": tower.inner_bias,
+        "outer": tower.outer,
+        "outer_bias": tower.outer_bias,
+    }
+    constants = [numpy_helper.from_array(tensor.detach().numpy().copy(), name) for name, tensor in weights.items()]
+    constants.append(numpy_helper.from_array(np.array([1], np.int64), "axis"))
+    constants.append(numpy_helper.from_array(np.array([1e-6], np.float32), "least"))
+    shapes = {"user": [dimensions], "history": [length, dimensions], "weight": [length]}
+    nodes = [
+        helper.make_node("Add", ["weight", "recency"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["shares"], axis=1),
+        helper.make_node("Unsqueeze", ["shares", "axis"], ["row"]),
+        helper.make_node("MatMul", ["row", "history"], ["pooled_row"]),
+        helper.make_node("Squeeze", ["pooled_row", "axis"], ["pooled"]),
+        helper.make_node("Add", ["user", "pooled"], ["known"]),
+    ]
+    total = "known"
+    if len(tower.numbers):
+        constants.append(numpy_helper.from_array(tower.numbers.detach().numpy().copy(), "scale"))
+        shapes["numbers"] = [len(tower.numbers)]
+        nodes.append(helper.make_node("MatMul", ["numbers", "scale"], ["from_numbers"]))
+        nodes.append(helper.make_node("Add", [total, "from_numbers"], ["total"]))
+        total = "total"
+    nodes += [
+        helper.make_node("MatMul", [total, "inner"], ["product"]),
+        helper.make_node("Add", ["product", "inner_bias"], ["shifted"]),
+        helper.make_node("Relu", ["shifted"], ["hidden"]),
+        helper.make_node("MatMul", ["hidden", "outer"], ["change"]),
+        helper.make_node("Add", [total, "change"], ["changed"]),
+        helper.make_node("Add", ["changed", "outer_bias"], ["raw"]),
+        helper.make_node("ReduceL2", ["raw", "axis"], ["length"], keepdims=1),
+        helper.make_node("Max", ["length", "least"], ["safe_length"]),
+        helper.make_node("Div", ["raw", "safe_length"], ["vector"]),
+    ]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *shape]) for name, shape in shapes.items()]
+    output = helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["n", dimensions])
+    graph = helper.make_graph(nodes, "user tower", inputs, [output], constants)
+    made = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9, producer_name="shortlist"
+    )
+    onnx.checker.check_model(made)
+    path.write_bytes(made.SerializeToString(deterministic=True))
