@@ -101,8 +101,6 @@ def test_progress_reaches_no_further_than_announced(spec: RankerSpec, tmp_path: 
             dataclasses.replace(world(1), gain=np.repeat(np.arange(120) % 2, 12).astype(np.float64)),
             "same gain within each of the 120 requests",
         ),
-        (dataclasses.replace(world(1), gain=world(1).gain - 1), "gains lie in -1.0..1.5; expected 0 or more"),
-        (dataclasses.replace(world(1), gain=np.full(1440, np.nan)), "expected 0 or more, and finite"),
         (dataclasses.replace(world(1), matrix=np.ones((6, 1440))), "none of the 6 columns varies"),
         (RankingData(np.zeros((6, 0)), NAMES, np.zeros(0), np.zeros(0, np.int64)), "no training rows"),
     ],
@@ -118,8 +116,30 @@ def test_rows_of_a_request_must_stand_together() -> None:
     data = world(1)
     with pytest.raises(ValueError, match="stand together"):
         dataclasses.replace(data, group=np.tile(np.arange(12), 120))
+
+
+def test_shapes_must_agree_and_gains_be_possible() -> None:
+    data = world(1)
     with pytest.raises(ValueError, match="expected \\[features, rows\\]"):
         dataclasses.replace(data, matrix=data.matrix.T)
+    for impossible in (-1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match=f"found the gain {impossible:g}"):
+            dataclasses.replace(data, gain=np.append(data.gain[1:], impossible))
+
+
+@per_spec
+def test_infinite_and_huge_values_are_survived(spec: RankerSpec, tmp_path: Path) -> None:
+    def wild(seed: int) -> RankingData:
+        data = world(seed)
+        for row, value in ((1, np.inf), (2, 1e300), (5, -np.inf), (5, 1e99)):
+            data.matrix[row, row + int(value > 0) :: 50] = value
+        return data
+
+    fit_ranker(spec, wild(1), wild(2), tmp_path, seed=3)
+    test = wild(4)
+    scores = load_scorer(tmp_path).score(test.matrix, test.names)
+    assert np.isfinite(scores).all()
+    assert ndcg(scores, test) > 0.7
 
 
 def test_what_is_no_spec_is_refused(tmp_path: Path) -> None:

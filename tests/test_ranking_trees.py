@@ -319,9 +319,30 @@ def test_the_small_tree_is_sound() -> None:
         ({"leaf_value": "1 2 inf 4"}, "not finite"),
         ({"split_feature": "0 1 2"}, "from 0 to 1"),
         ({"split_feature": "0 1 nan"}, "from 0 to 1"),
+        ({"num_cat": "-1", "cat_boundaries": ""}, "num_cat: found -1; expected 0 or more"),
         ({"num_leaves": "1e9"}, "found '1e9'; expected a whole number"),
     ],
 )
 def test_what_is_no_tree_is_refused(changes: dict[str, str], complaint: str) -> None:
     with pytest.raises(ModelTextError, match=complaint):
         parse_model(small(**changes))
+
+
+FUZZED = Drawn(12, 4, 3, 20).text
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_damage_is_refused_or_harmless(data: st.DataObject) -> None:
+    text = FUZZED
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(text)))
+        cut = data.draw(st.sampled_from([0, 1, 1, 5, 200]))
+        text = text[:at] + data.draw(st.text("0123456789-. =\ntre", max_size=3)) + text[at + cut :]
+    try:
+        trees = Trees(parse_model(text))
+    except ModelTextError:
+        return
+    matrix = np.ones((len(trees.names), 3))
+    assert trees.score(matrix, trees.names).shape == (3,)
+    assert len(trees.explain(matrix, trees.names)) == len(trees.names) + 1

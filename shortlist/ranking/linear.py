@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from shortlist.ranking.scorer import ColumnFinder, Matrix, as_matrix
 
+HUGE = 1e100
+"""A value beyond this is taken for missing, as infinity is: its square would leave the range of a float."""
+
 
 class LinearError(ValueError):
     """The file holds no linear model: where, what was found, and what was expected."""
@@ -24,7 +27,7 @@ class Term:
     """What one column adds to the log-odds.
 
     `weight * (x - mean) / scale`, where x is the value, or sign(value) * log(1 + |value|) where `logarithm`; a value
-    that is missing or infinite adds `missing` instead.
+    that is missing, infinite or beyond 1e100 adds `missing` instead.
     """
 
     column: str
@@ -85,8 +88,8 @@ class Linear:
 def standardised(
     chosen: Matrix, logarithm: NDArray[np.bool_], mean: NDArray[np.float64], scale: NDArray[np.float64]
 ) -> Matrix:
-    """`chosen` [columns, rows] with mean 0 and deviation 1; NaN where a value is missing or infinite."""
-    values = np.where(np.isfinite(chosen), chosen, np.nan)
+    """`chosen` [columns, rows] with mean 0 and deviation 1; NaN where a value is missing, infinite or beyond HUGE."""
+    values = np.where(np.abs(chosen) < HUGE, chosen, np.nan)
     values[logarithm] = np.copysign(np.log1p(np.abs(values[logarithm])), values[logarithm])
     return np.asarray((values - mean) / scale)
 

@@ -39,7 +39,7 @@ class Tree:
     left: NDArray[np.int64]
     right: NDArray[np.int64]
     leaf_value: NDArray[np.float64]
-    leaf_count: NDArray[np.float64]
+    leaf_count: NDArray[np.int64]
     sets: tuple[NDArray[np.uint32], ...] = ()
 
 
@@ -97,7 +97,7 @@ def _tree(section: _Section, features: int) -> Tree:
     if not np.isfinite(leaf_value).all():
         raise section.error("leaf_value", "found a value that is not finite")
     if leaves == 1:
-        return Tree(NO_INTEGERS, NO_NUMBERS, NO_INTEGERS, NO_INTEGERS, NO_INTEGERS, leaf_value, np.ones(1))
+        return Tree(NO_INTEGERS, NO_NUMBERS, NO_INTEGERS, NO_INTEGERS, NO_INTEGERS, leaf_value, np.ones(1, np.int64))
     tree = Tree(
         section.integers("split_feature", leaves - 1, 0, features - 1),
         section.numbers("threshold", leaves - 1),
@@ -105,7 +105,7 @@ def _tree(section: _Section, features: int) -> Tree:
         section.integers("left_child", leaves - 1, -leaves, leaves - 2),
         section.integers("right_child", leaves - 1, -leaves, leaves - 2),
         leaf_value,
-        section.numbers("leaf_count", leaves),
+        section.integers("leaf_count", leaves, 0, 2**31),
         tuple(_sets(section)),
     )
     _check_shape(section, tree)
@@ -116,6 +116,8 @@ def _sets(section: _Section) -> Iterator[NDArray[np.uint32]]:
     count = section.integer("num_cat")
     if count == 0:
         return
+    if count < 0:
+        raise section.error("num_cat", f"found {count}; expected 0 or more")
     bounds = section.integers("cat_boundaries", count + 1, 0, 2**31)
     if bounds[0] != 0 or (np.diff(bounds) < 1).any():
         raise section.error("cat_boundaries", "found bounds that do not start at 0 and rise")

@@ -70,7 +70,7 @@ class Paths:
 def _means(tree: Tree) -> NDArray[np.float64]:
     """The mean output of the training rows that reach each inner node."""
     inner = len(tree.feature)
-    weight = np.maximum(tree.leaf_count, 1.0).tolist()
+    weight = np.maximum(tree.leaf_count, 1).tolist()
     output = tree.leaf_value.tolist()
     total, count = [0.0] * inner, [0.0] * inner
     for node in range(inner - 1, -1, -1):

@@ -16,7 +16,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from shortlist.ranking.linear import Linear, Term, standardised
+from shortlist.ranking.linear import HUGE, Linear, Term, standardised
 from shortlist.ranking.scoring import DESCRIPTION, LINEAR, TREES
 from shortlist.ranking.specs import LambdaMART, LogisticRegression, RankerSpec
 
@@ -55,7 +55,7 @@ class RankingData:
     """Labelled rows: `matrix` [features, rows] (NaN is missing), `names` of its features, `gain` and `group` per row.
 
     A gain is 0 for what was not acted on and larger for better actions. Rows of one request share a `group` number and
-    stand together. Raises ValueError where the shapes disagree or a group is torn apart.
+    stand together. Raises ValueError where the shapes disagree, a gain is impossible or a group is torn apart.
     """
 
     matrix: NDArray[np.float64]
@@ -67,6 +67,9 @@ class RankingData:
         if self.matrix.shape != (len(self.names), len(self.gain)) or len(self.group) != len(self.gain):
             found = f"{self.matrix.shape}, {len(self.names)} names, {len(self.gain)} gains, {len(self.group)} groups"
             raise ValueError(f"matrix {found}; expected [features, rows], a name per feature, a gain and group per row")
+        impossible = self.gain[~(np.isfinite(self.gain) & (self.gain >= 0))]
+        if len(impossible):
+            raise ValueError(f"found the gain {impossible[0]:g}; expected numbers from 0 upwards")
         if len(self.sizes) != len(np.unique(self.group)):
             raise ValueError("the rows of a group do not stand together; sort them by request")
 
@@ -138,8 +141,6 @@ def refuse_useless(data: RankingData) -> None:
     """Raise NothingToLearnError where no row says which order is better."""
     if len(data.gain) == 0:
         raise NothingToLearnError("there are no training rows; check that the log has events of the labels' kinds")
-    if not np.isfinite(data.gain).all() or data.gain.min() < 0:
-        raise NothingToLearnError(f"gains lie in {data.gain.min()}..{data.gain.max()}; expected 0 or more, and finite")
     if data.mixed == 0:
         alike = "" if np.ptp(data.gain) == 0 else f" within each of the {len(data.sizes)} requests"
         raise NothingToLearnError(
@@ -266,7 +267,7 @@ class Shape:
         """Measured on training rows."""
         logarithm, mean, scale, gaps = [], [], [], []
         for column in matrix:
-            known = column[np.isfinite(column)]
+            known = column[np.abs(column) < HUGE]
             skewed = len(known) > 0 and known.min() >= 0 and skewness(known) > SKEWED
             if skewed:
                 known = np.log1p(known)
@@ -294,8 +295,8 @@ class Shape:
 def skewness(values: NDArray[np.float64]) -> float:
     """The third standardised moment; 0 where nothing varies."""
     deviation = values - values.mean()
-    variance = np.mean(deviation**2)
-    return float(np.mean(deviation**3) / variance**1.5) if variance > 0 else 0.0
+    spread = deviation.std()
+    return float(np.mean((deviation / spread) ** 3)) if spread > 0 else 0.0
 
 
 def log_loss(odds: NDArray[np.float64], acted: NDArray[np.bool_]) -> float:
