@@ -12,8 +12,11 @@ sequence of lanes, each a partial aggregate of one field.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import intrinsic
 
 NEVER = -(2**62)
 """A time before every event."""
@@ -43,6 +46,28 @@ options = {"nogil": True, "error_model": "numpy"}
 inner = njit(**options, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
+def pointer(dtype: Any) -> Any:
+    """An intrinsic that gives an array's data as a pointer to `dtype`.
+
+    Inner functions work on pointers: passing arrays to them would count references with two atomic instructions per
+    array and event, which cost more than the event. The caller of `walk` keeps the arrays alive.
+    """
+
+    @intrinsic
+    def data(context, array):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            struct = context.make_array(signature.args[0])(context, builder, arguments[0])
+            return builder.bitcast(struct.data, context.get_value_type(dtype).as_pointer())
+
+        return types.CPointer(dtype)(array), codegen
+
+    return data
+
+
+integers, reals, octets_of = pointer(types.int64), pointer(types.float64), pointer(types.uint8)
+rows_of = pointer(types.int32)
+
+
 @inner
 def mixed(word):  # type: ignore[no-untyped-def]
     """The 64-bit finaliser of MurmurHash3: every input bit moves every output bit."""
@@ -55,21 +80,24 @@ def mixed(word):  # type: ignore[no-untyped-def]
 
 
 @inner
-def cleared(state, row, address, width):  # type: ignore[no-untyped-def]
-    """Make the tile at `address` empty again: copy it from the template row."""
-    for word in range(address, address + width):
+def cleared(state, row, tiles, width, ring, slot, count):  # type: ignore[no-untyped-def]
+    """Make `count` tiles of a ring empty again, from `slot` on: copy them from the template row."""
+    before_wrap = min(count, ring - slot)
+    for word in range(tiles + slot * width, tiles + (slot + before_wrap) * width):
+        state[word] = state[word - row]
+    for word in range(tiles, tiles + (count - before_wrap) * width):
         state[word] = state[word - row]
 
 
 @inner
-def tile_of(tileset, state, row, at, late, t):  # type: ignore[no-untyped-def]
+def tile_of(tilesets, t, state, row, at, late):  # type: ignore[no-untyped-def]
     """The address of the tile for an event at `at`, initialised; -1 where the event is too late for the ring."""
-    start = row + tileset[BASE]
-    hop = tileset[HOP]
+    start = row + tilesets[t + BASE]
+    hop = tilesets[t + HOP]
     if hop == 0:
         return start
     bucket = np.int64(np.uint64(at) // np.uint64(hop))
-    ring, width = tileset[RING], tileset[WIDTH]
+    ring, width = tilesets[t + RING], tilesets[t + WIDTH]
     head, slot = state[start], state[start + 2]
     tiles = start + HEADER
     if bucket > head:
@@ -77,24 +105,22 @@ def tile_of(tileset, state, row, at, late, t):  # type: ignore[no-untyped-def]
         if step >= ring:
             slot = 0
             state[start + 1] = bucket
-            cleared(state, row, tiles, width)
+            cleared(state, row, tiles, width, ring, 0, 1)
         else:
-            for _ in range(step):
-                slot = slot + 1 if slot + 1 < ring else 0
-                cleared(state, row, tiles + slot * width, width)
+            cleared(state, row, tiles, width, ring, slot + 1 if slot + 1 < ring else 0, step)
+            slot = slot + step if slot + step < ring else slot + step - ring
             state[start + 1] = max(state[start + 1], bucket - ring + 1)
         state[start] = bucket
         state[start + 2] = slot
     elif bucket < head:
         back = head - bucket
         if back >= ring:
-            late[t] += 1
+            late[t // TILESET_FIELDS] += 1
             return -1
-        for older in range(head - state[start + 1] + 1, back + 1):
-            place = slot - older if slot >= older else slot - older + ring
-            cleared(state, row, tiles + place * width, width)
-        state[start + 1] = min(state[start + 1], bucket)
         slot = slot - back if slot >= back else slot - back + ring
+        if bucket < state[start + 1]:
+            cleared(state, row, tiles, width, ring, slot, state[start + 1] - bucket)
+            state[start + 1] = bucket
     return tiles + slot * width
 
 
@@ -182,19 +208,19 @@ def decayed_added(state, real, a, half_life, at, x):  # type: ignore[no-untyped-
 
 
 @inner
-def update(tilesets, lanes, state, real, octets, row, records, values, i, mask_at, late):  # type: ignore[no-untyped-def]
-    """Fold record `i` into the row of state at `row`."""
-    at = records[i, AT]
-    mask = records[i, mask_at] if mask_at > 0 else np.int64(1)
-    for t in range(len(tilesets)):
-        if (mask >> tilesets[t, STREAM]) & 1 == 0:
+def update(tilesets, count, lanes, state, real, octets, row, records, values, record, mask_at, late):  # type: ignore[no-untyped-def]
+    """Fold the record that starts at word `record` into the row of state at `row`."""
+    at = records[record + AT]
+    mask = records[record + mask_at] if mask_at > 0 else np.int64(1)
+    for t in range(0, count * TILESET_FIELDS, TILESET_FIELDS):
+        if (mask >> tilesets[t + STREAM]) & 1 == 0:
             continue
-        tile = tile_of(tilesets[t], state, row, at, late, t)
+        tile = tile_of(tilesets, t, state, row, at, late)
         if tile < 0:
             continue
-        for k in range(tilesets[t, LANES_FROM], tilesets[t, LANES_TO]):
-            op = lanes[k, OP]
-            a = tile + lanes[k, PLACE]
+        for k in range(tilesets[t + LANES_FROM] * LANE_FIELDS, tilesets[t + LANES_TO] * LANE_FIELDS, LANE_FIELDS):
+            op = lanes[k + OP]
+            a = tile + lanes[k + PLACE]
             if op == COUNT:
                 real[a] += 1.0
                 continue
@@ -203,10 +229,10 @@ def update(tilesets, lanes, state, real, octets, row, records, values, i, mask_a
                 continue
             x = 1.0
             word = np.int64(0)
-            if lanes[k, SLOT] > 0:
-                word = records[i, lanes[k, SLOT]]
-                x = values[i, lanes[k, SLOT]]
-                if x != x if lanes[k, NUMERIC] == 1 else word == 0:
+            if lanes[k + SLOT] > 0:
+                word = records[record + lanes[k + SLOT]]
+                x = values[record + lanes[k + SLOT]]
+                if x != x if lanes[k + NUMERIC] == 1 else word == 0:
                     continue
             if op == SUM:
                 real[a] += x
@@ -227,13 +253,13 @@ def update(tilesets, lanes, state, real, octets, row, records, values, i, mask_a
                     state[a] = at
                     state[a + 1] = word
             elif op == RECENT:
-                recent_inserted(state, a, lanes[k, SIZE], at, word)
+                recent_inserted(state, a, lanes[k + SIZE], at, word)
             elif op == REGISTERS:
-                register_raised(octets, a, lanes[k, SIZE], word)
+                register_raised(octets, a, lanes[k + SIZE], word)
             elif op == FREQUENT:
-                frequent_counted(state, a, lanes[k, SIZE], word)
+                frequent_counted(state, a, lanes[k + SIZE], word)
             else:
-                decayed_added(state, real, a, lanes[k, HALF_LIFE], at, x)
+                decayed_added(state, real, a, lanes[k + HALF_LIFE], at, x)
 
 
 @inner
@@ -268,7 +294,8 @@ def deviation(real, a, end, width, ring, count):  # type: ignore[no-untyped-def]
 @inner
 def distinct(octets, a, end, width, ring, count, size, merged):  # type: ignore[no-untyped-def]
     """How many different values the merged registers saw: Ertl's improved estimator (2017), unbiased from 0 on."""
-    merged[:size] = 0
+    for k in range(size):
+        merged[k] = 0
     for _ in range(count):
         place = 8 * a
         for k in range(size):
@@ -308,19 +335,19 @@ def distinct(octets, a, end, width, ring, count, size, merged):  # type: ignore[
 
 
 @inner
-def listed(output, state, a, lists, to):  # type: ignore[no-untyped-def]
-    """Write a list feature to `lists[to]`, best first, and EMPTY behind its end."""
-    dest, size, wanted = output[DEST], output[SECOND], output[LENGTH]
+def listed(outputs, o, state, a, lists, place):  # type: ignore[no-untyped-def]
+    """Write a list feature from `lists[place]` on, best first, and EMPTY behind its end."""
+    dest, size, wanted = place + outputs[o + DEST], outputs[o + SECOND], outputs[o + LENGTH]
     written = 0
-    if output[READ] == READ_WORD:
+    if outputs[o + READ] == READ_WORD:
         if state[a] != NEVER:
-            lists[to, dest] = state[a + 1]
+            lists[dest] = state[a + 1]
             written = 1
-    elif output[READ] == READ_RECENT:
+    elif outputs[o + READ] == READ_RECENT:
         newest = state[a + 1]
         while written < state[a]:
             slot = newest - written if newest >= written else newest - written + size
-            lists[to, dest + written] = state[a + 2 + 2 * slot + 1]
+            lists[dest + written] = state[a + 2 + 2 * slot + 1]
             written += 1
     else:
         bound, after = np.int64(2**62), np.int64(-1)
@@ -333,37 +360,40 @@ def listed(output, state, a, lists, to):  # type: ignore[no-untyped-def]
                     best = k
             if best < 0:
                 break
-            lists[to, dest + written] = state[a + 2 * best]
+            lists[dest + written] = state[a + 2 * best]
             bound, after = state[a + 2 * best + 1], best
             written += 1
     for k in range(written, wanted):
-        lists[to, dest + k] = output[EMPTY]
+        lists[dest + k] = outputs[o + EMPTY]
 
 
 @inner
-def read(tilesets, outputs, state, real, octets, row, now, out, to, copies, lists, merged):  # type: ignore[no-untyped-def]
-    """Write every output as of `now` from the row of state at `row` to column `to` (and to `copies` columns)."""
-    last = -1
+def read(tilesets, outputs, count_of, state, real, octets, row, now, out, to, step, copies, apart, lists, list_at, merged):  # type: ignore[no-untyped-def]
+    """Write every output as of `now` from the row of state at `row`.
+
+    Column c goes to `out[to + c * step]` and `copies` places that lie `apart`, lists from `lists[list_at]` on.
+    """
+    last = np.int64(-1)
     start = first = count = width = ring = end = np.int64(0)
-    for o in range(len(outputs)):
-        t = outputs[o, TILESET]
+    for o in range(0, count_of * OUTPUT_FIELDS, OUTPUT_FIELDS):
+        t = outputs[o + TILESET] * TILESET_FIELDS
         if t != last:
             last = t
-            start = row + tilesets[t, BASE]
-            first, count, width = start, np.int64(1), tilesets[t, WIDTH]
+            start = row + tilesets[t + BASE]
+            first, count, width = start, np.int64(1), tilesets[t + WIDTH]
             ring = width
-            if tilesets[t, HOP] > 0:
-                newest = np.int64(np.uint64(now) // np.uint64(tilesets[t, HOP]))
-                oldest = max(newest - tilesets[t, TILES], state[start + 1])
+            if tilesets[t + HOP] > 0:
+                newest = np.int64(np.uint64(now) // np.uint64(tilesets[t + HOP]))
+                oldest = max(newest - tilesets[t + TILES], state[start + 1])
                 head, slot = state[start], state[start + 2]
                 count = max(min(newest, head) - oldest + 1, 0)
                 slot -= head - oldest if count > 0 else 0
-                first = start + HEADER + (slot if slot >= 0 else slot + tilesets[t, RING]) * width
+                first = start + HEADER + (slot if slot >= 0 else slot + tilesets[t + RING]) * width
                 start += HEADER
-                ring = tilesets[t, RING] * width
+                ring = tilesets[t + RING] * width
             end = start + ring
-        how = outputs[o, READ]
-        place = outputs[o, FIRST]
+        how = outputs[o + READ]
+        place = outputs[o + FIRST]
         a = first + place
         value = np.nan
         if how == READ_TOTAL:
@@ -371,7 +401,7 @@ def read(tilesets, outputs, state, real, octets, row, now, out, to, copies, list
         elif how == READ_MEAN:
             n = total(real, a, end + place, width, ring, count)
             if n > 0.0:
-                second = outputs[o, SECOND]
+                second = outputs[o + SECOND]
                 value = total(real, first + second, end + second, width, ring, count) / n
         elif how == READ_MIN:
             value = np.inf
@@ -398,71 +428,69 @@ def read(tilesets, outputs, state, real, octets, row, now, out, to, copies, list
         elif how == READ_DECAYED:
             value = 0.0
             if state[a] != NEVER:
-                value = real[a + 1] * np.exp2(min(state[a] - now, 0) / outputs[o, DECAY])
+                value = real[a + 1] * np.exp2(min(state[a] - now, 0) / outputs[o + DECAY])
         elif how == READ_DISTINCT:
-            value = distinct(octets, a, end + place, width, ring, count, outputs[o, LENGTH], merged)
+            value = distinct(octets, a, end + place, width, ring, count, outputs[o + LENGTH], merged)
         else:
-            listed(outputs[o], state, a, lists, to)
+            listed(outputs, o, state, a, lists, list_at)
             continue
-        for copy in range(to, to + copies):
-            out[outputs[o, DEST], copy] = value
+        target = to + outputs[o + DEST] * step
+        for copy in range(copies):
+            out[target + copy * apart] = value
 
 
 @njit(
     "void(int64[:,::1], int64[:,::1], int64[:,::1], int64[::1], int64, boolean, int32[::1], int64[:,::1], int64,"
-    " int32[::1], int64[:,::1], int64, float64[:,:], int64[:,::1], int64[::1])",
+    " int32[::1], int64[:,::1], int64, float64[:,:], int64[:,::1], int64[::1], uint8[::1])",
     cache=True,
     **options,
 )
 def walk(
-    tilesets,
-    lanes,
-    outputs,
-    state,
-    words,
-    keep,
-    event_rows,
-    records,
-    mask_at,
-    read_rows,
-    reads,
-    copies,
-    out,
-    lists,
-    late,
-):  # type: ignore[no-untyped-def]
+    tilesets, lanes, outputs, state, words, keep, event_rows, records, mask_at, read_rows, reads, copies, out, lists,
+    late, registers,
+):  # type: ignore[no-untyped-def]  # fmt: skip
     """Fold events and answer reads, in order.
 
     `event_rows[i]` is the state row of `records[i]` (offset, at, values; column `mask_at` says which streams it is in,
     0 where there is only one); events of row 0 have no key and are skipped. `reads[j]` = (position, now, to) asks for
-    row `read_rows[j]` knowing exactly the events with offset < position, and is written to `out[:, to]`. Where both
-    are given, both must be sorted by row, then by log order. Without `keep`, `state` holds the template and one
-    scratch row, which starts anew at every change of row.
+    row `read_rows[j]` knowing exactly the events with offset < position, and is written to `out[:, to]` (and the next
+    `copies` - 1 columns) and `lists[to]`. Where both are given, both must be sorted by row, then by log order. Without
+    `keep`, `state` holds the template and one scratch row, which starts anew at every change of row. `registers` is
+    scratch space for the widest HyperLogLog.
     """
-    real, octets, values = state.view(np.float64), state.view(np.uint8), records.view(np.float64)
-    registers = 0
-    for o in range(len(outputs)):
-        if outputs[o, READ] == READ_DISTINCT:
-            registers = max(registers, outputs[o, LENGTH])
-    merged = np.zeros(registers, np.uint8)
-    i, j, current = 0, 0, np.int32(-1)
-    while i < len(event_rows) or j < len(read_rows):
-        folding = j == len(read_rows)
-        if not folding and i < len(event_rows):
-            folding = event_rows[i] < read_rows[j] or (
-                event_rows[i] == read_rows[j] and records[i, OFFSET] < reads[j, POSITION]
+    events, asked, width = len(event_rows), len(read_rows), records.shape[1]
+    step, apart, list_words = out.strides[0] // 8, out.strides[1] // 8, lists.shape[1]
+    tileset_p, lane_p, output_p, late_p = integers(tilesets), integers(lanes), integers(outputs), integers(late)
+    state_p, real_p, octets_p = integers(state), reals(state), octets_of(state)
+    record_p, value_p, read_p = integers(records), reals(records), integers(reads)
+    event_rows_p, read_rows_p = rows_of(event_rows), rows_of(read_rows)
+    out_p, list_p, registers_p = reals(out), integers(lists), octets_of(registers)
+    i, j, current = 0, 0, np.int64(-1)
+    while i < events or j < asked:
+        folding = j == asked
+        if not folding and i < events:
+            folding = event_rows_p[i] < read_rows_p[j] or (
+                event_rows_p[i] == read_rows_p[j] and record_p[i * width + OFFSET] < read_p[j * READ_FIELDS + POSITION]
             )
-        row = event_rows[i] if folding else read_rows[j]
-        place = np.int64(row) * words
+        row = np.int64(event_rows_p[i] if folding else read_rows_p[j])
+        place = row * words
         if not keep and row > 0:
             place = words
             if row != current:
-                state[words : 2 * words] = state[:words]
                 current = row
+                for word in range(words):
+                    state_p[words + word] = state_p[word]
         if folding:
             if row > 0:
-                update(tilesets, lanes, state, real, octets, place, records, values, i, mask_at, late)
+                update(
+                    tileset_p, len(tilesets), lane_p, state_p, real_p, octets_p, place, record_p, value_p, i * width,
+                    mask_at, late_p,
+                )  # fmt: skip
             i += 1
         else:
-            read(tilesets, outputs, state, real, octets, place, reads[j, NOW], out, reads[j, TO], copies, lists, merged)
+            to = read_p[j * READ_FIELDS + TO]
+            read(
+                tileset_p, output_p, len(outputs), state_p, real_p, octets_p, place, read_p[j * READ_FIELDS + NOW],
+                out_p, to * apart, step, copies, apart, list_p, to * list_words, registers_p,
+            )  # fmt: skip
             j += 1

@@ -40,6 +40,11 @@ class GroupPlan:
     list_words: int
     targets: Indexes
 
+    def scratch(self) -> NDArray[np.uint8]:
+        """Room in which the kernel merges the registers of the widest distinct count."""
+        distinct = self.outputs[self.outputs[:, k.READ] == k.READ_DISTINCT]
+        return np.empty(int(distinct[:, k.LENGTH].max(initial=0)), np.uint8)
+
 
 @dataclass(frozen=True)
 class RatioPlan:

@@ -23,6 +23,7 @@ NO_RECORDS: NDArray[np.int64] = np.empty((0, 3), np.int64)
 NO_OUTPUTS: NDArray[np.int64] = np.empty((0, 9), np.int64)
 NO_VALUES: NDArray[np.float64] = np.empty((0, 0), np.float64)
 NO_LISTS: NDArray[np.int64] = np.empty((0, 0), np.int64)
+NO_REGISTERS: NDArray[np.uint8] = np.empty(0, np.uint8)
 
 
 class GroupState:
@@ -57,7 +58,7 @@ class GroupState:
         records = np.ascontiguousarray(columns_of(self.group, intake, selection).T)
         walk(
             self.group.tilesets, self.group.lanes, NO_OUTPUTS, self.rows.reshape(-1), self.words, True, rows, records,
-            self.group.mask_at, NO_ROWS, NO_RECORDS, 1, NO_VALUES, NO_LISTS, self.late,
+            self.group.mask_at, NO_ROWS, NO_RECORDS, 1, NO_VALUES, NO_LISTS, self.late, NO_REGISTERS,
         )  # fmt: skip
 
     def read(
@@ -84,7 +85,7 @@ class GroupState:
         lists = np.empty((len(found), plan.list_words), np.int64)
         walk(
             self.group.tilesets, self.group.lanes, plan.outputs, self.rows.reshape(-1), self.words, True, NO_ROWS,
-            NO_RECORDS, 0, found, reads, copies, out, lists, self.late,
+            NO_RECORDS, 0, found, reads, copies, out, lists, self.late, plan.scratch(),
         )  # fmt: skip
         if owners is not None:
             average(out, np.searchsorted(owners, np.arange(length + 1)), plan.targets, matrix)
