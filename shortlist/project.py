@@ -22,8 +22,8 @@ class Project:
     """A ranking system, declared. `user` and `item` name who asks and what is ranked.
 
     `context` are the typed values that a request may carry (device, query amount); request features name them.
-    `sources` propose items and `rankers` order them; the first ranker is the one that serves. Without rankers the
-    sources' own order stands.
+    `sources` propose items and `rankers` order them; the ranker that orders a slice of the past best is the one that
+    serves. Popularity and logistic regression are measured beside them in any case.
     """
 
     name: str

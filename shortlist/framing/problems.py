@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-PACKAGE = str(Path(__file__).parents[1])
+PACKAGE = str(Path(__file__).parents[1] / "_")[:-1]
+PROJECTS = tuple(f"{PACKAGE}{folder}" for folder in ("simulation", "templates"))
+"""Where the package itself declares projects, as a user does."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,13 @@ class ProjectError(Exception):
 def declared_at() -> str:
     """`file:line` of the nearest caller outside this package: where the user wrote the declaration."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((PACKAGE, "<string>")):
+    while frame.f_back is not None and _is_ours(frame.f_code.co_filename):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _is_ours(file: str) -> bool:
+    return file.startswith((PACKAGE, "<string>")) and not file.startswith(PROJECTS)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

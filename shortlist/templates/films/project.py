@@ -74,7 +74,7 @@ features = [
     # the two together: how much of what they watch and love is of this film's genres
     watch.by(user).share("film.genres"),
     watch.by(user).share("film.genres", over="365d"),
-    loved.by(user).share("film.genres"),
+    loved.by(user).share("film.genres").named("user_love_share_film_genres"),
     watch.by(user, "film.genres").mean("stars").named("user_genre_stars"),
     # the request
     film_age_years,
