@@ -45,12 +45,14 @@ def tally(rows, counts):  # type: ignore[no-untyped-def]
 @njit("void(int32[::1], int64[:,::1], int64[::1], int32[::1], int64[:,::1])", **options)
 def scatter(rows, columns, cursor, sorted_rows, records):  # type: ignore[no-untyped-def]
     """One pass of a stable counting sort: move each event (a column of `columns`) behind the earlier ones of its row."""
-    for i in range(len(rows)):
+    width, length = np.uint64(len(columns)), np.uint64(len(rows))
+    flat, out = columns.reshape(-1), records.reshape(-1)
+    for i in range(length):
         place = cursor[rows[i]]
         cursor[rows[i]] = place + 1
         sorted_rows[place] = rows[i]
-        for c in range(len(columns)):
-            records[place, c] = columns[c, i]
+        for c in range(width):
+            out[np.uint64(place) * width + c] = flat[c * length + i]
 
 
 @njit("void(int32[::1], int32[::1], int64, int32[::1])", **options)

@@ -32,7 +32,10 @@ OFFSET, AT, VALUES = range(3)
 POSITION, NOW, TO, READ_FIELDS = range(4)
 
 # What a lane does with an event.
-COUNT, PRESENT, SUM, MIN, MAX, WELFORD, LATEST, EARLIEST, NEWEST, RECENT, REGISTERS, FREQUENT, DECAYED = range(13)
+(
+    COUNT, SUM, MIN, MAX, PRESENT, WELFORD, LATEST, EARLIEST, NEWEST, RECENT, REGISTERS, FREQUENT, DECAYED,
+    DECAYED_COUNT,
+) = range(14)  # fmt: skip
 # How an output reads its lanes.
 (
     READ_TOTAL, READ_MEAN, READ_STD, READ_MIN, READ_MAX, READ_NUMBER, READ_SINCE, READ_DISTINCT, READ_DECAYED,
@@ -208,6 +211,35 @@ def decayed_added(state, real, a, half_life, at, x):  # type: ignore[no-untyped-
 
 
 @inner
+def folded(op, state, real, octets, a, size, half_life, at, x, word):  # type: ignore[no-untyped-def]
+    """Fold a value that is not missing (`x` as a number, `word` as its bits) into a lane of the larger kind at `a`."""
+    if op == PRESENT:
+        real[a] += 1.0
+    elif op == NEWEST:
+        state[a] = max(state[a], at)
+    elif op == WELFORD:
+        welford_added(real, a, x)
+    elif op == LATEST:
+        if at >= state[a]:
+            state[a] = at
+            state[a + 1] = word
+    elif op == EARLIEST:
+        if state[a] == NEVER or at < state[a]:
+            state[a] = at
+            state[a + 1] = word
+    elif op == RECENT:
+        recent_inserted(state, a, size, at, word)
+    elif op == REGISTERS:
+        register_raised(octets, a, size, word)
+    elif op == FREQUENT:
+        frequent_counted(state, a, size, word)
+    elif op == DECAYED:
+        decayed_added(state, real, a, half_life, at, x)
+    else:
+        decayed_added(state, real, a, half_life, at, 1.0)
+
+
+@inner
 def update(tilesets, count, lanes, state, real, octets, row, records, values, record, mask_at, late):  # type: ignore[no-untyped-def]
     """Fold the record that starts at word `record` into the row of state at `row`."""
     at = records[record + AT]
@@ -224,42 +256,17 @@ def update(tilesets, count, lanes, state, real, octets, row, records, values, re
             if op == COUNT:
                 real[a] += 1.0
                 continue
-            if op == NEWEST:
-                state[a] = max(state[a], at)
-                continue
-            x = 1.0
-            word = np.int64(0)
-            if lanes[k + SLOT] > 0:
-                word = records[record + lanes[k + SLOT]]
-                x = values[record + lanes[k + SLOT]]
-                if x != x if lanes[k + NUMERIC] == 1 else word == 0:
-                    continue
+            x = values[record + lanes[k + SLOT]]  # slot 0 is the offset: a number, which lanes without a value ignore
             if op == SUM:
-                real[a] += x
-            elif op == PRESENT:
-                real[a] += 1.0
+                real[a] += x if x == x else 0.0
             elif op == MIN:
-                real[a] = min(real[a], x)
+                real[a] = x if x < real[a] else real[a]
             elif op == MAX:
-                real[a] = max(real[a], x)
-            elif op == WELFORD:
-                welford_added(real, a, x)
-            elif op == LATEST:
-                if at >= state[a]:
-                    state[a] = at
-                    state[a + 1] = word
-            elif op == EARLIEST:
-                if state[a] == NEVER or at < state[a]:
-                    state[a] = at
-                    state[a + 1] = word
-            elif op == RECENT:
-                recent_inserted(state, a, lanes[k + SIZE], at, word)
-            elif op == REGISTERS:
-                register_raised(octets, a, lanes[k + SIZE], word)
-            elif op == FREQUENT:
-                frequent_counted(state, a, lanes[k + SIZE], word)
+                real[a] = x if x > real[a] else real[a]
             else:
-                decayed_added(state, real, a, lanes[k + HALF_LIFE], at, x)
+                word = records[record + lanes[k + SLOT]]
+                if x == x if lanes[k + NUMERIC] == 1 else word != 0:
+                    folded(op, state, real, octets, a, lanes[k + SIZE], lanes[k + HALF_LIFE], at, x, word)
 
 
 @inner

@@ -87,7 +87,7 @@ def lane_words(op: int, size: int) -> int:
     """The 64-bit words that a lane takes."""
     if op == k.WELFORD:
         return 3
-    if op in (k.LATEST, k.EARLIEST, k.DECAYED):
+    if op in (k.LATEST, k.EARLIEST, k.DECAYED, k.DECAYED_COUNT):
         return 2
     if op == k.RECENT:
         return 2 + 2 * size
@@ -100,7 +100,7 @@ def _empty_lane(op: int, size: int) -> NDArray[np.int64]:
     words: NDArray[np.int64] = np.zeros(lane_words(op, size), np.int64)
     if op in (k.MIN, k.MAX):
         words[:] = np.array([np.inf if op == k.MIN else -np.inf]).view(np.int64)
-    elif op in (k.LATEST, k.EARLIEST, k.NEWEST, k.DECAYED):
+    elif op in (k.LATEST, k.EARLIEST, k.NEWEST, k.DECAYED, k.DECAYED_COUNT):
         words[0] = k.NEVER
     return words
 
@@ -227,7 +227,8 @@ def _lanes(tiles: _TileSet, aggregate: Aggregate, slot: int, numeric: bool) -> _
         lane = tiles.lane(k.REGISTERS, slot, number, registers(aggregate.error))
         return k.READ_DISTINCT, lane, (), 0, 0, True
     half_life = duration_ms(aggregate.half_life or "")
-    return k.READ_DECAYED, tiles.lane(k.DECAYED, slot, 1, 0, half_life), (), 0, 0, True
+    op = k.DECAYED_COUNT if operation == "decayed_count" else k.DECAYED
+    return k.READ_DECAYED, tiles.lane(op, slot, 1, 0, half_life), (), 0, 0, True
 
 
 class Program:
