@@ -183,7 +183,7 @@ def to_type(table: pa.Table, name: str, wanted: pa.DataType, is_text: bool) -> C
         return Converted(pa.nulls(len(table), wanted), present(column))
     bad = unread
     if wanted == pa.int64() and column.type == pa.uint64():
-        bad |= pc.fill_null(pc.greater(column, 2**63 - 1), False).to_numpy(zero_copy_only=False)
+        bad |= pc.fill_null(pc.greater(column, pa.scalar(2**63 - 1, pa.uint64())), False).to_numpy(zero_copy_only=False)
     elif wanted == pa.float64() and pt.is_floating(column.type):
         bad |= pc.fill_null(pc.invert(pc.is_finite(column)), False).to_numpy(zero_copy_only=False)
     elif pt.is_list(wanted) and column.flatten().null_count:

@@ -252,7 +252,7 @@ def read_lines(body: bytes) -> Iterator[tuple[int, Any]]:
     """The values of JSON lines with their line numbers from 1; a `ValueError` in place of one that cannot be read."""
     whole = read_value(body)
     if not isinstance(whole, ValueError):
-        yield 1, whole
+        yield 1 + body[: len(body) - len(body.lstrip())].count(b"\n"), whole
         return
     for number, line in enumerate(body.split(b"\n"), start=1):
         if line.strip():

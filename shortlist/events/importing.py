@@ -159,9 +159,8 @@ def read_json(door: Door, path: Path) -> Admitted:
             refusals += [replace(refusal, line=refusal.line + lines) for refusal in admitted.refusals]
             tables += [door.tabulate(admitted.rows)] if admitted.rows else []
             lines += block.count(b"\n")
-    if not tables:
-        return Admitted(None, refusals)
-    return Admitted(None, refusals, table=pa.concat_tables(tables, promote_options="default").combine_chunks())
+    joined = pa.concat_tables(tables, promote_options="default") if tables else door.columns.empty_table()
+    return Admitted(None, refusals, table=joined.combine_chunks())
 
 
 def read_csv(door: Door, path: Path, kind: str) -> Admitted:

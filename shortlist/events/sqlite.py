@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from threading import Event as Signal
@@ -131,14 +131,12 @@ class Writing:
         self._path = path
         self._folder = folder
         self._schema = door.columns
-        self._lock = WriteLock(path.with_name(f"{path.name}.lock"))
-        try:
-            self._database = Database(path, create=True)
-            self._mark = Mark(path.with_name(f"{path.name}.mark"))
+        with ExitStack() as opened:
+            opened.enter_context(closing(WriteLock(path.with_name(f"{path.name}.lock"))))
+            self._database = opened.enter_context(closing(Database(path, create=True)))
+            self._mark = opened.enter_context(closing(Mark(path.with_name(f"{path.name}.mark"))))
             position, self._seen = self._recover()
-        except BaseException:
-            self._lock.release()
-            raise
+            self._files = opened.pop_all()
         self._sealing = Lock()
         self._wake = Signal()
         self._retry_at = 0.0
@@ -165,9 +163,7 @@ class Writing:
         self._wake.set()
         self._sealer.join()
         self.committer.close()
-        self._database.close()
-        self._mark.close()
-        self._lock.release()
+        self._files.close()
 
     def _recover(self) -> tuple[int, SeenIds]:
         """The position and the ids, after checking that nothing acknowledged is missing."""

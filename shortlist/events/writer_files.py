@@ -30,7 +30,7 @@ class WriteLock:
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Let others write."""
         os.close(self._file)
 
