@@ -155,7 +155,7 @@ def test_a_wrong_method_is_405_and_says_which_is_right(running: Shell) -> None:
         assert answer.status_code == 405
         assert answer.headers["allow"] == "POST"
         assert reason(answer)["code"] == "method_not_allowed"
-    assert httpx.post(f"{running.url}/slow").headers["allow"] == "GET, HEAD"
+    assert set(httpx.post(f"{running.url}/slow").headers["allow"].split(", ")) == {"GET", "HEAD"}
 
 
 def test_a_head_request_is_a_get_without_its_body(running: Shell) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,7 @@ class Candidates:
                 raise KeyError(f"column {name!r} is written already; columns are written once")
             if len(column) != len(self):
                 raise ValueError(f"column {name!r} has {len(column)} values for {len(self)} candidates")
-        return replace(self, columns={**self.columns, **columns})
+        return Candidates(self.items, {**self.columns, **columns}, self.features, self.matrix, self.own)
 
     def with_matrix(self, features: tuple[str, ...], matrix: NDArray[np.float64]) -> Candidates:
         """These candidates with the feature block, shape (features, items), written once."""
@@ -44,7 +44,7 @@ class Candidates:
             raise KeyError("the feature block is written already; it is written once")
         if matrix.shape != (len(features), len(self)):
             raise ValueError(f"the feature block has shape {matrix.shape}, expected {(len(features), len(self))}")
-        return replace(self, features=features, matrix=matrix)
+        return Candidates(self.items, self.columns, features, matrix, self.own)
 
     def take(self, chosen: NDArray[np.intp] | NDArray[np.bool_]) -> Candidates:
         """The chosen candidates: a mask, or indexes in their new order."""

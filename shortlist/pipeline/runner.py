@@ -56,8 +56,11 @@ class ByScore:
 
     def arrange(self, query: Query, candidates: Candidates) -> NDArray[np.intp]:  # noqa: ARG002
         """Every candidate, best score first."""
-        score = candidates.columns["score"]
-        return np.argsort(np.where(np.isfinite(score), -score, np.inf), kind="stable")
+        negative = -candidates.columns["score"]
+        finite = np.isfinite(negative)
+        if not finite.all():
+            negative[~finite] = np.inf
+        return negative.argsort(kind="stable")
 
 
 @dataclass(frozen=True, eq=False)
