@@ -41,10 +41,8 @@ def batches(count: int, seed: int = 0) -> list[bytes]:
         events: list[dict[str, Any]] = []
         for n in range(BATCH):
             event = {"id": f"{seed}-{place}-{n}", "at": now, "user": f"user-{users[n]}", "item": f"item-{items[n]}"}
-            action = (
-                {"kind": "click"} if n % 10 == 0 else {"kind": "view", "seconds": float(seconds[n]), "device": "tv"}
-            )
-            events.append({**event, **action})
+            view = {"kind": "view", "seconds": float(seconds[n]), "device": "tv"}
+            events.append({**event, **(view if n % 10 else {"kind": "click"})})
         made.append(json.dumps(events).encode())
     return made
 
@@ -97,7 +95,7 @@ def scan(folder: Path) -> float:
     """Events a second that are read back, every column."""
     with closing(SqliteLog(folder / "log.db", SCHEMAS, read_only=True)) as log:
         start = time.perf_counter()
-        count = sum(batch.table.num_rows for batch in log.scan())
+        count = sum(len(batch.table) for batch in log.scan())
         return count / (time.perf_counter() - start)
 
 
