@@ -128,6 +128,7 @@ def ingest(story: Story, data: Path | None, folder: Path) -> tuple[Project, Sett
         notes.append(sample.about)
     sample.write_project(folder)
     project, settings = load_project(folder), load_settings(folder, {})
+    settings.make_folders()
     with story.step("Ingest") as notes:
         log = SqliteLog(settings.place("log"), project.schemas)
         try:

@@ -47,6 +47,12 @@ class Settings:
         url: str = getattr(self, name)
         return self.folder / url.partition(":")[2]
 
+    def make_folders(self) -> None:
+        """Make the folders in which the log, the state and the releases will lie. Raises OSError."""
+        self.place("log").parent.mkdir(parents=True, exist_ok=True)
+        for name in ("state", "releases"):
+            self.place(name).mkdir(parents=True, exist_ok=True)
+
 
 LIMITS: Mapping[str, tuple[float, float]] = {
     "port": (0, 65_535),

@@ -21,7 +21,9 @@ def make(folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     copy_template("starter", folder)
     events = move_to_now(folder / "events.jsonl", int(time.time() * 1000) - HOUR_MS)
-    log = SqliteLog(load_settings(folder).place("log"), load_project(folder).schemas)
+    settings = load_settings(folder)
+    settings.make_folders()
+    log = SqliteLog(settings.place("log"), load_project(folder).schemas)
     try:
         receipt = log.append_imported(events, Progress("events.jsonl", "", events.count(b"\n")))
     finally:

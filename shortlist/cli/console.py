@@ -33,6 +33,8 @@ class Workplace:
         """The project's event log."""
         from shortlist.events.sqlite import SqliteLog
 
+        if not read_only:
+            self.settings.make_folders()
         return SqliteLog(self.settings.place("log"), self.project.schemas, read_only=read_only)
 
     def registry(self) -> Registry:
