@@ -21,7 +21,7 @@ class Popular:
     At most `quota` items are proposed.
     """
 
-    half_life: str = "90d"
+    half_life: str = "365d"
     quota: int = 200
     name: str = "popular"
 

@@ -1,0 +1,148 @@
+"""The index against brute force, and what it does with little, with nothing and with damage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shortlist.retrieval.index import CODES, FACTS, VECTORS, Index, Vectors
+from shortlist.retrieval.ladder import FACTORS, LADDER, build_index
+
+
+def clustered(n: int, dimensions: int, seed: int = 0) -> Vectors:
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((50, dimensions), dtype=np.float32)
+    vectors = centres[rng.integers(0, 50, n)] + rng.standard_normal((n, dimensions), dtype=np.float32)
+    normalised: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return normalised
+
+
+def brute_force(vectors: Vectors, queries: Vectors, k: int) -> np.ndarray[tuple[int, ...], np.dtype[np.intp]]:
+    return np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :k]
+
+
+@pytest.fixture(scope="module")
+def coded() -> Index:
+    return build_index(clustered(20_000, 48), k=50, exact_below=1_000)
+
+
+@given(st.integers(1, 30), st.integers(1, 9), st.integers(0, 40), st.integers(0, 1000))
+def test_exact_search_is_brute_force_whatever_the_sizes(n: int, dimensions: int, k: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    vectors, queries = (rng.standard_normal((rows, dimensions), dtype=np.float32) for rows in (n, 3))
+    index = build_index(vectors, k=10)
+    rows, scores = index.search(queries, k)
+    assert rows.shape == scores.shape == (3, min(k, n))
+    assert rows.tolist() == brute_force(vectors, queries, k).tolist()
+    assert (index.rung, index.recall, index.reached) == ("exact", 1.0, True)
+
+
+def test_codes_reach_the_recall_that_was_asked_for(coded: Index) -> None:
+    vectors, queries = clustered(20_000, 48), clustered(200, 48, seed=1)
+    assert coded.rung.split(",")[0] in {str(code) for code in LADDER}
+    assert coded.recall >= 0.99
+    assert coded.reached
+    found, scores = coded.search(queries, 50)
+    true = brute_force(vectors, queries, 50)
+    assert np.mean([np.isin(row, own).mean() for row, own in zip(found, true, strict=True)]) > 0.97
+    assert np.allclose(scores, np.take_along_axis(queries @ vectors.T, found.astype(np.int64), axis=1), atol=1e-5)
+    assert (np.diff(scores, axis=1) <= 0).all()
+
+
+def test_one_query_and_a_batch_of_them_find_the_same(coded: Index) -> None:
+    queries = clustered(5, 48, seed=2)
+    rows, scores = coded.search(queries, 20)
+    for number, query in enumerate(queries):
+        one_row, one_score = coded.search(query, 20)
+        assert one_row.shape == (20,)
+        assert one_row.tolist() == rows[number].tolist()
+        assert np.allclose(one_score, scores[number], atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [19_999, 20_000, 50_000, 9_000, 1, 0])
+def test_k_near_and_beyond_the_number_of_vectors_gives_distinct_rows(coded: Index, k: int) -> None:
+    rows, _ = coded.search(clustered(1, 48, seed=3)[0], k)
+    assert len(rows) == min(k, 20_000) == len(set(rows.tolist()))
+    assert not len(rows) or rows.min() >= 0
+
+
+def test_a_higher_target_is_never_answered_with_less_recall() -> None:
+    vectors = clustered(5_000, 32)
+    recalls = [build_index(vectors, target=target, k=20, exact_below=0).recall for target in (0.5, 0.99)]
+    assert recalls[0] >= 0.5
+    assert recalls[1] >= 0.99
+    assert recalls == sorted(recalls)
+
+
+def test_a_target_that_no_rung_reaches_leaves_the_best_and_says_so() -> None:
+    rng = np.random.default_rng(0)
+    index = build_index(rng.standard_normal((2_000, 64), dtype=np.float32), target=1.01, k=50, exact_below=0)
+    assert not index.reached
+    assert 0 < index.recall <= 1
+    assert index.factor == FACTORS[-1]
+
+
+def test_dimensions_that_no_code_divides_are_padded() -> None:
+    vectors = clustered(4_000, 50)
+    index = build_index(vectors, k=20, exact_below=0)
+    assert index.reached
+    assert index.search(vectors[:3], 1)[0].ravel().tolist() == [0, 1, 2]
+
+
+def test_vectors_that_are_all_alike_are_found_nevertheless() -> None:
+    index = build_index(np.ones((3_000, 16), np.float32), k=20, exact_below=0)
+    rows, _ = index.search(np.ones(16, np.float32), 20)
+    assert len(set(rows.tolist())) == 20
+    assert rows.min() >= 0
+
+
+def test_what_is_not_finite_is_refused() -> None:
+    vectors = clustered(10, 4)
+    vectors[3, 1] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        build_index(vectors)
+
+
+def test_no_vectors_at_all_find_nothing(tmp_path: Path) -> None:
+    index = build_index(np.empty((0, 8), np.float32))
+    assert index.search(np.ones(8, np.float32), 5)[0].shape == (0,)
+    index.save(tmp_path)
+    assert len(Index.load(tmp_path)) == 0
+
+
+def test_the_same_vectors_and_seed_give_the_same_bytes(coded: Index, tmp_path: Path) -> None:
+    again = build_index(clustered(20_000, 48), k=50, exact_below=1_000)
+    coded.save(tmp_path / "a")
+    again.save(tmp_path / "b")
+    for name in (VECTORS, CODES, FACTS):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_what_was_saved_is_loaded(coded: Index, tmp_path: Path) -> None:
+    coded.save(tmp_path)
+    loaded = Index.load(tmp_path)
+    queries = clustered(4, 48, seed=4)
+    assert all(np.array_equal(a, b) for a, b in zip(loaded.search(queries, 9), coded.search(queries, 9), strict=True))
+    assert np.array_equal(loaded.vectors, coded.vectors)
+    assert (loaded.rung, loaded.recall, loaded.memory_bytes) == (coded.rung, coded.recall, coded.memory_bytes)
+    assert loaded.memory_bytes >= 20_000 * 48 * 4
+
+
+@pytest.mark.parametrize("name", [VECTORS, CODES, FACTS])
+@pytest.mark.parametrize("damage", ["cut", "changed", "missing", "empty"])
+def test_a_damaged_file_is_refused_by_name(coded: Index, tmp_path: Path, name: str, damage: str) -> None:
+    coded.save(tmp_path)
+    content = (tmp_path / name).read_bytes()
+    changed = (
+        content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 0x55]) + content[len(content) // 2 + 1 :]
+    )
+    if damage == "missing":
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes({"cut": content[:-100], "changed": changed, "empty": b""}[damage])
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        Index.load(tmp_path)

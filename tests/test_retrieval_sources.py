@@ -1,0 +1,209 @@
+"""Popularity, eligibility and merging, over a real table that follows a real log."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shortlist.events.labels import ObservedPositives
+from shortlist.events.log import MemoryLog
+from shortlist.events.schema import Entity
+from shortlist.features.definitions import EventType
+from shortlist.features.program import FeatureSet
+from shortlist.features.table import FeatureTable
+from shortlist.pipeline.candidates import Candidates
+from shortlist.pipeline.query import Deadline, Query
+from shortlist.retrieval.catalogue import Catalogue
+from shortlist.retrieval.eligibility import Available, Excluded, NotSeen, eligible
+from shortlist.retrieval.merge import Interleaved
+from shortlist.retrieval.popular import PopularSource
+from shortlist.retrieval.specs import (
+    Popular,
+    TwoTower,
+    popularity_features,
+    positive_streams,
+    retrieval_features,
+    seen_features,
+)
+
+user, film = Entity("user"), Entity("film")
+watch = EventType("watch", user, film, stars=float)
+save = EventType("save", user, film)
+labels = ObservedPositives({watch: 1.0, save: 3.0}, where=("stars", ">=", 4.0))
+DAY = 86_400_000
+
+
+class World:
+    """A log, the table that follows it, and stages over both."""
+
+    def __init__(self) -> None:
+        self.log = MemoryLog([watch, save, user.schema, film.schema])
+        self.table = FeatureTable(FeatureSet(retrieval_features([Popular()], labels, user, film), [user, film]))
+        self.log.subscribe(self.table.update)
+        self.catalogue = Catalogue(self.table, "film")
+        seen = [feature.name for feature in seen_features(labels, user, film)]
+        self.filters = [Available(self.catalogue), Excluded(self.catalogue), NotSeen(self.catalogue, "user", seen)]
+
+    def add(self, *events: dict[str, Any]) -> None:
+        receipt = self.log.append(events, received=3000 * DAY)
+        assert not receipt.refusals
+
+    def popular(self, quota: int | None, filters: bool = True, **rest: Any) -> PopularSource:
+        features = popularity_features(labels, film, Popular().half_life)
+        names, gains = [feature.name for feature, _ in features], [gain for _, gain in features]
+        return PopularSource("popular", self.catalogue, names, gains, quota, self.filters if filters else (), **rest)
+
+    def names(self, candidates: Candidates) -> list[str]:
+        return [self.catalogue.entities.ids[item] for item in candidates.items]
+
+
+def watched(who: str, what: str, stars: float = 5.0, day: int = 100) -> dict[str, Any]:
+    return {"kind": "watch", "at": day * DAY, "user": who, "film": what, "stars": stars}
+
+
+def ask(who: str | None = "me", now: int = 101 * DAY, exclude: Sequence[str] = (), **rest: Any) -> Query:
+    return Query(who, 10, now, "r", Deadline(math.inf), exclude=frozenset(exclude), **rest)
+
+
+@pytest.fixture
+def world() -> World:
+    world = World()
+    world.add(watched("a", "good"), watched("b", "good"), watched("a", "fair"), watched("a", "bad", stars=1.0))
+    return world
+
+
+def test_popularity_counts_positives_with_their_gains(world: World) -> None:
+    world.add({"kind": "save", "at": 100 * DAY, "user": "b", "film": "kept"})
+    assert world.names(world.popular(10).propose(ask())) == ["kept", "good", "fair", "bad"]
+    assert world.names(world.popular(2).propose(ask())) == ["kept", "good"]
+
+
+def test_old_positives_weigh_less() -> None:
+    world = World()
+    world.add(
+        *(watched(f"u{n}", "once", day=0) for n in range(3)), *(watched(f"u{n}", "now", day=2000) for n in range(2))
+    )
+    assert world.names(world.popular(None).propose(ask(now=2001 * DAY))) == ["now", "once"]
+
+
+def test_an_unknown_user_and_nobody_get_what_is_popular(world: World) -> None:
+    assert world.names(world.popular(2).propose(ask("stranger"))) == ["good", "fair"]
+    assert world.names(world.popular(2).propose(ask(None))) == ["good", "fair"]
+
+
+def test_an_empty_catalogue_has_nothing_to_propose() -> None:
+    assert len(World().popular(5).propose(ask())) == 0
+    assert len(World().popular(None).propose(ask())) == 0
+
+
+def test_whoever_has_seen_everything_popular_gets_the_rest() -> None:
+    world = World()
+    films = [f"f{n:04}" for n in range(3000)]
+    world.add(*(watched("crowd", name) for name in films))
+    world.add(*(watched(f"fan{n}", name) for n in range(3) for name in films[:2500]))
+    world.add(*(watched("me", name, stars=2.0) for name in films[:2500]))
+    assert world.names(world.popular(100).propose(ask())) == films[2500:2600]
+    world.add(*(watched("me", name) for name in films[2500:]))
+    assert len(world.popular(100).propose(ask())) == 0
+    assert len(world.popular(100).propose(ask("other"))) == 100
+
+
+def test_a_watch_event_changes_the_next_answer(world: World) -> None:
+    source = world.popular(5)
+    assert world.names(source.propose(ask()))[0] == "good"
+    world.add(watched("me", "good", stars=1.0))
+    assert world.names(source.propose(ask())) == ["fair", "bad"]
+
+
+def test_counts_are_read_again_when_they_are_old(world: World) -> None:
+    source = world.popular(1, filters=False, refresh_ms=5_000)
+    assert world.names(source.propose(ask())) == ["good"]
+    world.add(*(watched(f"u{n}", "hit") for n in range(9)))
+    assert world.names(source.propose(ask(now=101 * DAY + 4_000))) == ["good"]
+    assert world.names(source.propose(ask(now=101 * DAY + 6_000))) == ["hit"]
+
+
+def test_behind_the_scenes_counts_are_renewed_without_a_wait(world: World) -> None:
+    source = world.popular(1, filters=False, refresh_ms=5_000, behind=True)
+    source.propose(ask())
+    world.add(*(watched(f"u{n}", "hit") for n in range(9)))
+    deadline = time.monotonic() + 10
+    while world.names(source.propose(ask(now=101 * DAY + 6_000))) != ["hit"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_what_is_taken_out_of_the_catalogue_is_not_shown_until_it_is_back(world: World) -> None:
+    source = world.popular(3)
+    world.add({"kind": "film", "at": 100 * DAY, "film": "good", "available": False})
+    assert world.names(source.propose(ask())) == ["fair", "bad"]
+    world.add({"kind": "film", "at": 100 * DAY, "film": "good", "available": True})
+    assert world.names(source.propose(ask())) == ["good", "fair", "bad"]
+
+
+def test_what_the_query_excludes_is_not_shown(world: World) -> None:
+    assert world.names(world.popular(3).propose(ask(exclude=["good", "nowhere"]))) == ["fair", "bad"]
+
+
+def test_filters_answer_for_the_callers_own_items_known_or_not(world: World) -> None:
+    items = ("good", "nowhere", "fair", "elsewhere")
+    own = Candidates(world.catalogue.index_of(items), own=np.arange(4, dtype=np.int32))
+    query = ask("a", items=items, exclude=["elsewhere"])
+    kept = eligible(world.filters, query, own)
+    assert kept.own is not None
+    assert [items[place] for place in kept.own] == ["nowhere"]
+
+
+def test_a_condition_applies_to_the_kinds_that_have_its_field() -> None:
+    assert [(stream.event.kind, len(stream.conditions), gain) for stream, gain in positive_streams(labels)] == [
+        ("watch", 1, 1.0),
+        ("save", 0, 3.0),
+    ]
+
+
+def test_features_that_the_project_declares_are_not_declared_twice() -> None:
+    history = watch.by(user).last("film", 5)
+    declared = [history]
+    names = [f.name for f in retrieval_features([TwoTower(history), Popular()], labels, user, film, declared)]
+    assert history.name not in names
+    assert len(names) == len(set(names)) == 4
+    assert history.name in [f.name for f in retrieval_features([TwoTower(history)], labels, user, film)]
+
+
+def slow_merge(quotas: dict[str, int], proposals: dict[str, list[int]], limit: int) -> list[int]:
+    places = [
+        ((rank + 1) / quotas[source], number, item)
+        for number, (source, items) in enumerate(proposals.items())
+        for rank, item in enumerate(items)
+    ]
+    merged: list[int] = []
+    for _, _, item in sorted(places, key=lambda place: place[:2]):
+        if item not in merged:
+            merged.append(item)
+    return merged[:limit]
+
+
+lists = st.lists(st.integers(0, 12), max_size=10)
+
+
+@given(lists, lists, st.integers(1, 5), st.integers(1, 5), st.integers(0, 15))
+def test_merging_interleaves_by_quota_and_keeps_each_item_once(
+    first: list[int], second: list[int], quota: int, other: int, limit: int
+) -> None:
+    proposals = {name: Candidates(np.array(items, np.int32)) for name, items in (("a", first), ("b", second))}
+    merged = Interleaved({"a": quota, "b": other}, limit).merge(ask(), proposals)
+    assert merged.items.tolist() == slow_merge({"a": quota, "b": other}, {"a": first, "b": second}, limit)
+    for name, items in (("a", first), ("b", second)):
+        expected = [items.index(item) + 1.0 if item in items else math.nan for item in merged.items.tolist()]
+        assert np.array_equal(merged.columns[f"{name}_rank"], expected, equal_nan=True)
+
+
+def test_merging_nothing_gives_nothing() -> None:
+    assert len(Interleaved({}).merge(ask(), {})) == 0
