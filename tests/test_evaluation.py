@@ -155,7 +155,7 @@ def test_evaluation_is_what_the_definitions_say(seed: int, most: int) -> None:
     known = everyone(log, PROJECT, log.position)
     positives = observed_positives(log, PROJECT, known, log.position)
     requests = requests_of(positives.between(cut, log.position), per_user=5, most=1000)
-    contest = Contest(pipeline, {"fewest": Fewest()}, "fewest", "watched")
+    contest = Contest(pipeline, {"fewest": Fewest()}, "fewest", pipeline.sources[0])
     found = evaluate(contest, Past(log, table), "film", known.users.ids, requests, 1, quiet)
     ndcgs, lost = slow_evaluation(log, cut, most)
     expected = np.mean([np.mean(values) for values in ndcgs.values()])
@@ -175,7 +175,7 @@ def evaluate_popularity(seed: int, most: int) -> Losses:
     known = everyone(log, PROJECT, log.position)
     positives = observed_positives(log, PROJECT, known, log.position)
     requests = requests_of(positives.between(cut, log.position), per_user=5, most=1000)
-    contest = Contest(pipeline, {}, "watched", "watched")
+    contest = Contest(pipeline, {}, "", pipeline.sources[0])
     found = evaluate(contest, Past(log, table), "film", known.users.ids, requests, 1, quiet)
     assert found.methods["two_stage"] == found.methods["popularity"]
     assert found.metrics("watched")["ndcg@10"] == found.metrics("watched")["watched.ndcg@10"]
@@ -188,7 +188,8 @@ def test_an_empty_slice_measures_nothing() -> None:
     known = everyone(log, PROJECT, log.position)
     positives = observed_positives(log, PROJECT, known, log.position)
     requests = requests_of(positives.between(log.position, log.position), 5, 100)
-    contest = Contest(make_pipeline(table, 10), {}, "watched", "watched")
+    pipeline = make_pipeline(table, 10)
+    contest = Contest(pipeline, {}, "", pipeline.sources[0])
     found = evaluate(contest, Past(log, table), "film", known.users.ids, requests, 1, quiet)
     assert (found.users, found.requests, found.methods) == (0, 0, {})
     assert found.metrics("watched") == {}
@@ -242,4 +243,4 @@ def test_impressions_become_rows_that_know_nothing_of_their_own_slate() -> None:
     newest = shown(log, project, labels, 0, log.position, most=4)
     assert newest.position.tolist() == [4] * 3 + [8] * 3
     assert newest.left_out == 3
-    assert newest.between(5, 20).tolist() == [False] * 3 + [True] * 3
+    assert newest.followed_by(rows).request.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from shortlist.events.batch import Batch
 from shortlist.events.log import EventLog
+from shortlist.features.hashing import hash_strings
 from shortlist.features.table import FeatureTable
 from shortlist.pipeline.candidates import NOTHING, Candidates
 from shortlist.pipeline.query import Deadline, Query
@@ -82,6 +83,23 @@ def ask(
         if number % 50 == 0:
             progress(step, number / len(requests))
     progress(step, 1.0)
+
+
+class LiveColumns:
+    """The hydrator that reads every feature of the user and of each candidate from the table, as of the query's now."""
+
+    name = "features"
+
+    def __init__(self, table: FeatureTable, user: str, item: str) -> None:
+        self.table, self.user, self.item = table, user, item
+        self.columns = table.features.columns
+
+    def describe(self, query: Query, candidates: Candidates) -> Candidates:
+        """The candidates with the feature block."""
+        items = self.table.entities[self.item].hashes[candidates.items]
+        ids = {self.user: hash_strings([query.user]), self.item: items}
+        read = self.table.read(ids, query.now, query.context, self.columns)
+        return candidates.with_matrix(self.columns, read.values)
 
 
 def filtered(pipeline: Pipeline, query: Query, candidates: Candidates) -> Candidates:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Query
 from shortlist.pipeline.runner import ByScore, Pipeline
-from shortlist.pipeline.stages import Scorer
+from shortlist.pipeline.stages import Scorer, Source
 from shortlist.training.backtest import SLATE, Asked, Past, Progress, ask, described, filtered
 from shortlist.training.metrics import (
     Floats,
@@ -95,6 +95,10 @@ class Evaluation:
         methods = {name: self.methods[POPULARITY if name == TWO_STAGE else name] for name in self.methods}
         return replace(self, methods=methods, losses=self.popularity_losses)
 
+    def ndcg(self, method: str) -> float:
+        """NDCG@10 of a method; NaN where it was not measured."""
+        return self.methods[method].metrics[f"ndcg@{SLATE}"].value if method in self.methods else float("nan")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON for the report."""
         return {
@@ -155,12 +159,15 @@ def _keep(kept: dict[str, Ranked], name: str, shape: tuple[int, int], number: in
 
 @dataclass(frozen=True)
 class Contest:
-    """Who is measured: the scorers by name, the one that `serves`, and the source that is the `baseline`."""
+    """Who is measured: the pipeline's sources, the scorers by name and the one that `serves` ("": the merged order).
+
+    `baseline` proposes popular items, whether or not it is one of the pipeline's sources.
+    """
 
     pipeline: Pipeline
     scorers: Mapping[str, Scorer]
     serves: str
-    baseline: str
+    baseline: Source
 
 
 def evaluate(
@@ -173,33 +180,36 @@ def evaluate(
     """
     shown, losses = _Shown(len(requests)), np.zeros((2, 5), np.int64)
     for asked in ask(contest.pipeline, past, users, requests, "evaluate", progress):
-        _show(contest, asked, shown)
+        popular = _show(contest, asked, shown)
         part = slice(requests.relevant.offsets[asked.number], requests.relevant.offsets[asked.number + 1])
         present = requests.relevant.items[part]
         present = present[present < len(past.table.entities[item])]
         eligible = filtered(contest.pipeline, asked.query, Candidates(present)).items
         gone = [requests.relevant.offsets[asked.number + 1] - requests.relevant.offsets[asked.number] - len(present)]
         gone.append(len(present) - len(eligible))
-        for row, (method, found) in enumerate(
-            [(TWO_STAGE, asked.merged), (POPULARITY, asked.proposals[contest.baseline])]
-        ):
+        for row, (method, found) in enumerate([(TWO_STAGE, asked.merged), (POPULARITY, popular)]):
             losses[row] += [*gone, *_lost(eligible, found.items, shown.slates[method][asked.number])]
     available = int(past.table.entities[item].available.sum())
     return _measured(shown, requests, available, [Losses(*row) for row in losses.tolist()], seed)
 
 
-def _show(contest: Contest, asked: Asked, shown: _Shown) -> None:
-    """What every method answers to one request."""
-    for source, found in asked.proposals.items():
-        name = POPULARITY if source == contest.baseline else source
+def _show(contest: Contest, asked: Asked, shown: _Shown) -> Candidates:
+    """Keep what every method answers to one request; returns what is popular."""
+    baseline = contest.baseline
+    popular = asked.proposals.get(baseline.name)
+    if popular is None:
+        popular = filtered(contest.pipeline, asked.query, baseline.propose(asked.query))
+    others = {name: found for name, found in asked.proposals.items() if name != baseline.name}
+    for name, found in {POPULARITY: popular, **others}.items():
         shown.slate(name, asked.number, found.items)
         shown.retrieval(name, asked.number, found.items)
     shown.retrieval(MERGED, asked.number, asked.merged.items)
     candidates = described(contest.pipeline, asked.query, asked.merged)
     for name, scorer in contest.scorers.items():
         shown.slate(name, asked.number, _best(asked.query, scorer, candidates))
-    best = shown.slates.get(POPULARITY if contest.serves == contest.baseline else contest.serves)
-    shown.slate(TWO_STAGE, asked.number, asked.merged.items if best is None else best[asked.number])
+    served = shown.slates[contest.serves][asked.number] if contest.serves else candidates.items
+    shown.slate(TWO_STAGE, asked.number, served)
+    return popular
 
 
 def _best(query: Query, scorer: Scorer, candidates: Candidates) -> Ranked:

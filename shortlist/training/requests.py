@@ -23,6 +23,11 @@ class Positives:
     def __len__(self) -> int:
         return len(self.user)
 
+    def newest(self, most: int) -> Positives:
+        """The last `most` of them."""
+        start = int(self.position[-most]) if 0 < most < len(self) else 0
+        return self.between(start, int(self.position[-1]) + 1) if len(self) else self
+
     def between(self, start: int, stop: int) -> Positives:
         """Those with log positions from `start` up to, not including, `stop`."""
         first, last = np.searchsorted(self.position, [start, stop])

@@ -59,9 +59,19 @@ class Judged:
     def __len__(self) -> int:
         return len(self.gain)
 
-    def between(self, start: int, stop: int) -> NDArray[np.bool_]:
-        """True for the rows whose requests stand at log positions from `start` up to, not including, `stop`."""
-        return (self.position >= start) & (self.position < stop)
+    def followed_by(self, others: Judged) -> Judged:
+        """These rows and then the others, whose requests are numbered on."""
+        next_request = int(self.request.max(initial=-1)) + 1
+        return Judged(
+            np.concatenate([self.user, others.user]),
+            np.concatenate([self.item, others.item]),
+            np.concatenate([self.request, others.request + next_request]),
+            np.concatenate([self.position, others.position]),
+            np.concatenate([self.now, others.now]),
+            np.concatenate([self.gain, others.gain]),
+            self.left_out + others.left_out,
+            self.unclosed + others.unclosed,
+        )
 
 
 def everyone(log: EventLog, project: Project, stop: int) -> Known:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import singledispatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,9 +19,14 @@ from shortlist.project import Project
 from shortlist.retrieval.specs import Popular, TwoTower
 from shortlist.retrieval.towers import Towers, attributes_of
 from shortlist.training.backtest import Progress
+from shortlist.training.rankers import NothingToLearnError
 from shortlist.training.requests import Positives
 from shortlist.training.rows import Judged, Known
 
+if TYPE_CHECKING:
+    from shortlist.training.towers import TowerExamples
+
+MOST_EXAMPLES = 1_000_000
 BLOCK = 65_536
 """Rows whose similarities are computed at a time."""
 
@@ -39,19 +44,70 @@ class Lesson:
     seed: int
 
 
-@singledispatch
-def fit_source(spec: object, lesson: Lesson, directory: Path, progress: Progress) -> Mapping[str, Any]:  # noqa: ARG001
-    """Fit the source that `spec` declares and write its directory; returns figures for the report, as JSON.
+Figures = Mapping[str, Any]
+"""What is reported of a source, as JSON."""
 
+
+@singledispatch
+def fit_source(
+    spec: object,
+    lesson: Lesson,
+    directory: Path,  # noqa: ARG001
+    earlier: Figures | None,  # noqa: ARG001
+    progress: Progress,  # noqa: ARG001
+) -> Figures:
+    """Fit the source that `spec` declares and write its directory; returns its figures.
+
+    `earlier` are those of the same source fitted on a shorter past: what was found out then need not be found again.
     Raises NothingToLearnError where the lesson is too short.
     """
     raise TypeError(f"no source is fitted by {spec!r} of {lesson.project.name}")
 
 
 @fit_source.register
-def _(spec: Popular, lesson: Lesson, directory: Path, progress: Progress) -> Mapping[str, Any]:  # noqa: ARG001
+def _(
+    spec: Popular,
+    lesson: Lesson,  # noqa: ARG001
+    directory: Path,  # noqa: ARG001
+    earlier: Figures | None,  # noqa: ARG001
+    progress: Progress,
+) -> Figures:
     progress(f"fit {spec.name}", 1.0)
     return {"half_life": spec.half_life}  # it reads features: there is nothing to fit and nothing to store
+
+
+@fit_source.register
+def _(spec: TwoTower, lesson: Lesson, directory: Path, earlier: Figures | None, progress: Progress) -> Figures:
+    try:
+        from shortlist.training.towers import TowerItems, fit_towers  # torch takes a second, and only towers need it
+    except ModuleNotFoundError as error:
+        raise NothingToLearnError(f"{error.name} is not installed; run: pip install 'shortlist[training]'") from error
+    examples = examples_of(spec, lesson)
+    items = lesson.known.items
+    attributes = attributes_of(items, spec.item_attributes, items.hashes)
+    epochs = None if earlier is None else int(earlier["epochs"])
+    try:
+        report = fit_towers(
+            spec, examples, TowerItems(items.hashes, attributes), directory, lesson.seed, progress, epochs
+        )
+    except ValueError as error:
+        raise NothingToLearnError(str(error)) from error
+    return {**asdict(report), "examples_left_out": len(lesson.positives) - len(examples)}
+
+
+def examples_of(spec: TwoTower, lesson: Lesson) -> TowerExamples:
+    """The newest positives, each with what was known of its user strictly before.
+
+    The context of past requests is in no log, so towers learn without it.
+    """
+    from shortlist.training.towers import TowerExamples
+
+    found = lesson.positives.newest(MOST_EXAMPLES)
+    users = lesson.known.users.hashes[found.user]
+    read = replay(lesson.log, lesson.features, Rows({lesson.project.user.name: users}, found.position, found.at))
+    columns = attributes_of(lesson.known.users, spec.user_attributes, users, found.position)
+    items = lesson.known.items.hashes[found.item]
+    return TowerExamples(users, read[spec.history.name], items, found.at, columns)
 
 
 @singledispatch
@@ -66,8 +122,7 @@ def _(spec: TwoTower, lesson: Lesson, directory: Path, rows: Judged) -> Mapping[
     _, first = np.unique(rows.request, return_index=True)
     users, position, now = rows.user[first], rows.position[first], rows.now[first]
     read = replay(lesson.log, lesson.features, Rows({user: users}, position, now))
-    held = [column for column in towers.columns if column in lesson.known.users.attributes]
-    columns = attributes_of(lesson.known.users, held, users, position)
+    columns = attributes_of(lesson.known.users, towers.columns, users, position)
     vectors = towers.user_vectors(users, read[towers.history], columns)
     items, scores = towers.rows_of(rows.item), np.full(len(rows), np.nan)
     for start in range(0, len(rows), BLOCK):

@@ -1,0 +1,212 @@
+"""The rankers' training set: sources fitted on the first part of the past, rows judged behind it, every column."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from shortlist.events.labels import Labels
+from shortlist.events.log import EventLog
+from shortlist.features.table import FeatureTable
+from shortlist.pipeline.runner import Pipeline
+from shortlist.pipeline.stages import Source
+from shortlist.project import Project
+from shortlist.retrieval.specs import Popular, SourceSpec
+from shortlist.training.assembly import load_retrieval
+from shortlist.training.backtest import LiveColumns, Past, Progress
+from shortlist.training.rankers import NothingToLearnError, RankingData
+from shortlist.training.requests import requests_of
+from shortlist.training.rows import Judged, columns_of, drawn, everyone, observed_positives, shown
+from shortlist.training.sources import Lesson, fit_source, row_columns
+from shortlist.training.split import Split, split_by_time
+
+PER_USER = 20
+MOST_TRAINING, MOST_VALIDATION = 4_000, 1_500
+"""Requests for which negatives are drawn, the newest: about 100 rows each."""
+REFRESH_MS = 3_600_000
+"""How old popularity may be while the past is asked again; its half-life is days."""
+
+
+class TrainingError(Exception):
+    """Training cannot begin, or its result may not be kept: says what was found and what to do."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What training stands on: the log up to `stop`, who and what it names, the positives and the split."""
+
+    lesson: Lesson
+    split: Split
+
+    @property
+    def project(self) -> Project:
+        """The project."""
+        return self.lesson.project
+
+    @property
+    def sources(self) -> tuple[SourceSpec, ...]:
+        """The project's sources; popular items where it declares none, because something has to be proposed."""
+        return tuple(self.project.sources) or (Popular(),)
+
+    def before(self, stop: int) -> Lesson:
+        """What may be learned from the log before `stop`: nothing in it knows of a later event."""
+        known = everyone(self.lesson.log, self.project, stop)
+        return replace(self.lesson, stop=stop, known=known, positives=self.lesson.positives.between(0, stop))
+
+
+@dataclass(frozen=True)
+class FittedSources:
+    """The names of the sources that were fitted into `directory`, what is to be reported, and why others were not."""
+
+    directory: Path
+    names: tuple[str, ...]
+    figures: Mapping[str, Mapping[str, Any]]
+    findings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RankerRows:
+    """The rankers' rows with every column, split into those to learn from and those to choose by.
+
+    `users` has the user of each row of `choosing`.
+    """
+
+    learning: RankingData
+    choosing: RankingData
+    users: NDArray[np.uint64]
+    left_out: int
+    unclosed: int
+
+
+def survey(project: Project, log: EventLog, seed: int, progress: Progress) -> Ground:
+    """Look through the log once. Raises TrainingError where there is nothing in it."""
+    stop = log.position
+    if stop == 0:
+        raise TrainingError(
+            f"the log of project {project.name!r} is empty; put events into it first: `shortlist ingest FILE`"
+        )
+    progress("read the log", 0.0)
+    known = everyone(log, project, stop)
+    if not len(known.items):
+        raise TrainingError(
+            f"none of the {stop} events of the log names a {project.item.name!r}, so there is nothing to rank; "
+            f"ingest events of the kinds {', '.join(schema.kind for schema in project.events)}"
+        )
+    positives = observed_positives(log, project, known, stop)
+    progress("read the log", 1.0)
+    lesson = Lesson(project, project.feature_set(), log, known, positives, stop, seed)
+    return Ground(lesson, split_by_time(positives.position, positives.at, stop))
+
+
+def fit_sources(
+    ground: Ground, stop: int, directory: Path, progress: Progress, earlier: FittedSources | None = None
+) -> FittedSources:
+    """Fit every source on the log before `stop`; one that has nothing to learn from is left out, and said so.
+
+    `earlier` are the same sources fitted on a shorter past.
+    """
+    lesson = ground.before(stop)
+    figures: dict[str, Mapping[str, Any]] = {}
+    findings = []
+    for spec in ground.sources:
+        place = directory / "sources" / spec.name
+        try:
+            before = None if earlier is None else earlier.figures.get(spec.name)
+            figures[spec.name] = fit_source(spec, lesson, place, before, progress)
+        except NothingToLearnError as error:
+            shutil.rmtree(place, ignore_errors=True)
+            findings.append(f"source {spec.name} was left out: {error}")
+    if not figures:
+        figures[Popular().name] = fit_source(Popular(), lesson, directory, None, progress)
+    return FittedSources(directory, tuple(figures), figures, tuple(findings))
+
+
+def pipeline_of(ground: Ground, sources: FittedSources, table: FeatureTable) -> tuple[Pipeline, Source]:
+    """The stages of a pipeline over a table that follows the past, and the source of all popular items.
+
+    Scorers are put in by whoever asks.
+    """
+    retrieval = load_retrieval(ground.project, sources.directory, sources.names, table, refresh_ms=REFRESH_MS)
+    columns = LiveColumns(table, ground.project.user.name, ground.project.item.name)
+    pipeline = Pipeline(
+        table.entities[ground.project.item.name],
+        understand=retrieval.understand,
+        sources=retrieval.sources,
+        merger=retrieval.merger,
+        filters=retrieval.filters,
+        hydrators=(columns, *retrieval.hydrators),
+    )
+    return pipeline, retrieval.last_resort
+
+
+def ranker_rows(ground: Ground, sources: FittedSources, past: Past, progress: Progress) -> RankerRows:
+    """Judge rows behind what `sources` were fitted on, and give them every column that serving will have.
+
+    With impressions the table of `past` stays where it is; without, it is brought forward to the last request.
+    """
+    split, labels, lesson = ground.split, ground.project.labels, ground.lesson
+    if isinstance(labels, Labels):
+        rows = shown(lesson.log, ground.project, labels, split.sources, split.cut)
+    else:
+        pipeline, _ = pipeline_of(ground, sources, past.table)
+        parts = []
+        for start, stop, most in (
+            (split.sources, split.rankers, MOST_TRAINING),
+            (split.rankers, split.cut, MOST_VALIDATION),
+        ):
+            requests = requests_of(lesson.positives.between(start, stop), PER_USER, most)
+            parts.append(drawn(pipeline, past, lesson.known, requests, lesson.seed, progress))
+        rows = parts[0].followed_by(parts[1])
+    progress("replay features", 0.0)
+    matrix, names = matrix_of(ground, sources, rows)
+    progress("replay features", 1.0)
+    learning, choosing = rows.position < split.rankers, rows.position >= split.rankers
+    return RankerRows(
+        RankingData(matrix[:, learning], names, rows.gain[learning], rows.request[learning]),
+        RankingData(matrix[:, choosing], names, rows.gain[choosing], rows.request[choosing]),
+        rows.user[choosing],
+        rows.left_out,
+        rows.unclosed,
+    )
+
+
+def matrix_of(ground: Ground, sources: FittedSources, rows: Judged) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+    """The feature block of rows, shape (features, rows), and its names: replayed columns, then those of the sources."""
+    lesson = ground.lesson
+    read = columns_of(lesson.log, lesson.features, ground.project, rows)
+    blocks: list[NDArray[np.float64]] = [read.values]
+    names: Sequence[str] = read.names
+    for spec in ground.sources:
+        if spec.name in sources.names:
+            said = row_columns(spec, lesson, sources.directory / "sources" / spec.name, rows)
+            blocks += [column[None, :] for column in said.values()]
+            names = (*names, *said)
+    return np.concatenate(blocks), tuple(names)
+
+
+def write_dataset(project: Project, log: EventLog, out: Path, seed: int, progress: Progress) -> tuple[int, list[str]]:
+    """Write the rankers' training set as Parquet; the number of rows and the columns.
+
+    Columns: `part` ("learning" or "choosing"), `request` (a number), `gain`, then the features.
+    """
+    ground = survey(project, log, seed, progress)
+    with tempfile.TemporaryDirectory() as place:
+        sources = fit_sources(ground, ground.split.sources, Path(place), progress)
+        past = Past(log, FeatureTable(ground.lesson.features))
+        rows = ranker_rows(ground, sources, past, progress)
+    parts = []
+    for name, data in (("learning", rows.learning), ("choosing", rows.choosing)):
+        columns: dict[str, Any] = {"part": pa.array([name] * len(data.gain)), "request": data.group, "gain": data.gain}
+        parts.append(pa.table({**columns, **dict(zip(data.names, data.matrix, strict=True))}))
+    table = pa.concat_tables(parts)
+    pq.write_table(table, out)
+    return table.num_rows, table.column_names

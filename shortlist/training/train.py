@@ -1,0 +1,266 @@
+"""From a log to a release: split, fit, choose, test, publish.
+
+    the log's positives, in log order
+    |------------------- train 80 % -------------------|---- test 20 % ----|
+    |------ sources 60 % ------|- rankers 14 % -|- 6 % -|
+                                                 choose
+
+Rankers learn on requests behind what their sources were fitted on, so that they see the sources as serving will: wrong
+about the future. The one that is best on the slice behind that is the one that serves. Then the sources are fitted on
+all of the training part, and everything is measured on the test part, once.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shortlist.events.labels import Labels
+from shortlist.events.log import EventLog
+from shortlist.features.table import FeatureTable
+from shortlist.project import Project
+from shortlist.ranking.scoring import RankerStage, load_scorer
+from shortlist.ranking.specs import LogisticRegression, RankerSpec
+from shortlist.retrieval.specs import Popular
+from shortlist.training.backtest import Past, Progress
+from shortlist.training.dataset import (
+    FittedSources,
+    Ground,
+    RankerRows,
+    TrainingError,
+    fit_sources,
+    pipeline_of,
+    ranker_rows,
+    survey,
+)
+from shortlist.training.evaluation import MOST_REQUESTS, PER_USER, POPULARITY, TWO_STAGE, Contest, Evaluation, evaluate
+from shortlist.training.metrics import Relevant, by_user, ndcg
+from shortlist.training.rankers import FittedRanker, NothingToLearnError, RankingData, fit_ranker
+from shortlist.training.releases import Manifest, Registry, Release
+from shortlist.training.requests import requests_of
+
+EARLY = "early"
+"""Where the sources live that are fitted on the first part only; not published."""
+DEPTH = 10
+
+__all__ = ["TrainingError", "train"]
+
+
+@dataclass
+class Steps:
+    """Seconds of each step, as they pass."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time a step."""
+        begun = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - begun, 3)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The rankers that were fitted, their NDCG@10 on the slice that chooses, and the one that was chosen ("": none)."""
+
+    fitted: Mapping[str, FittedRanker]
+    validation: Mapping[str, float]
+    ranker: str
+    findings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What serves, and why: the sources, the ranker ("" = the sources' order), what was measured, what was found."""
+
+    sources: tuple[str, ...]
+    ranker: str
+    evaluation: Evaluation
+    findings: tuple[str, ...]
+
+
+def train(
+    project: Project,
+    log: EventLog,
+    registry: Registry | str | Path,
+    seed: int = 0,
+    progress: Progress = lambda step, share: None,  # noqa: ARG005
+    force: bool = False,
+) -> Release:
+    """Train on the log as it is now, measure on its last fifth, and publish a release.
+
+    A ranker that turns out worse than popularity on the held-out slice is not served: the release then serves popular
+    items and says so, unless `force`d, which is recorded. The same log, seed and machine give the same release.
+    Raises TrainingError where there is nothing to train on, ReleaseError where the disk refuses.
+    """
+    home = registry if isinstance(registry, Registry) else Registry(registry, project.objective.guardrails)
+    steps = Steps()
+    with steps.step("read the log"):
+        ground = survey(project, log, seed, progress)
+    past = Past(log, FeatureTable(ground.lesson.features))
+    with home.draft() as draft:
+        early = draft / EARLY
+        with steps.step("fit sources on the first part"):
+            sources = fit_sources(ground, ground.split.sources, early, progress)
+        with steps.step("make the rankers' rows"):
+            rows = ranker_rows(ground, sources, past, progress)
+        with steps.step("fit rankers"):
+            choice = fit_rankers(ground, rows, draft, progress)
+        with steps.step("fit sources"):
+            sources = fit_sources(ground, ground.split.cut, draft, progress, earlier=sources)
+        with steps.step("evaluate"):
+            evaluation = measure(ground, sources, choice, draft, past, progress)
+        shutil.rmtree(early)
+        verdict = judge(ground, sources, choice, evaluation, force)
+        with steps.step("publish"):
+            manifest = describe(ground, rows, sources, choice, verdict)
+            return home.publish(draft, manifest, {"seconds": steps.seconds})
+
+
+def fit_rankers(ground: Ground, rows: RankerRows, directory: Path, progress: Progress) -> Choice:
+    """Fit every ranker, the linear baseline always; the best of the project's own on the choosing rows is chosen."""
+    specs: dict[str, RankerSpec] = {spec.name: spec for spec in (*ground.project.rankers, LogisticRegression())}
+    own = [spec.name for spec in ground.project.rankers]
+    fitted: dict[str, FittedRanker] = {}
+    validation: dict[str, float] = {}
+    findings = []
+    for name, spec in specs.items():
+
+        def report(done: int, total: int, step: str = f"fit {name}") -> None:
+            progress(step, done / max(total, 1))
+
+        place = directory / "rankers" / name
+        try:
+            fitted[name] = fit_ranker(spec, rows.learning, rows.choosing, place, ground.lesson.seed, report)
+        except NothingToLearnError as error:
+            shutil.rmtree(place, ignore_errors=True)
+            findings.append(f"ranker {name} was left out: {error}")
+            continue
+        validation[name] = validation_ndcg(place, rows)
+    candidates = [name for name in own if name in fitted]
+    best = max(candidates, key=lambda name: validation[name] if math.isfinite(validation[name]) else -1.0, default="")
+    return Choice(fitted, validation, best, tuple(findings))
+
+
+def validation_ndcg(directory: Path, rows: RankerRows) -> float:
+    """NDCG@10 of a fitted ranker on the choosing rows, averaged by user; NaN where no request has a positive."""
+    data = rows.choosing
+    if not data.mixed:
+        return math.nan
+    gains, relevant = ordered_gains(data, load_scorer(directory).score(data.matrix, data.names))
+    starts = np.cumsum(data.sizes) - data.sizes
+    users, user = np.unique(rows.users[starts], return_inverse=True)
+    return float(np.nanmean(by_user(ndcg(gains, relevant, DEPTH)[:, None], user, len(users))))
+
+
+def ordered_gains(data: RankingData, scores: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[Any, Relevant]:
+    """The gains of each request's first ten rows by score, shape (requests, 10), and its positive rows."""
+    sizes = data.sizes
+    request = np.repeat(np.arange(len(sizes)), sizes)
+    order = np.lexsort((-scores, request))
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    gains, top = np.zeros((len(sizes), DEPTH)), rank < DEPTH
+    gains[request[top], rank[top]] = data.gain[order][top]
+    positive = np.flatnonzero(data.gain > 0)
+    counts = np.bincount(request[positive], minlength=len(sizes))
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return gains, Relevant(positive.astype(np.int32), data.gain[positive], offsets)
+
+
+def measure(
+    ground: Ground, sources: FittedSources, choice: Choice, directory: Path, past: Past, progress: Progress
+) -> Evaluation:
+    """Measure every method on the held-out slice."""
+    lesson, split = ground.lesson, ground.split
+    requests = requests_of(lesson.positives.between(split.cut, split.stop), PER_USER, MOST_REQUESTS)
+    pipeline, resort = pipeline_of(ground, sources, past.table)
+    popular = (source for source in pipeline.sources if source.name == baseline_name(ground))
+    scorers = {name: RankerStage(name, load_scorer(directory / "rankers" / name)) for name in choice.fitted}
+    contest = Contest(pipeline, scorers, choice.ranker, next(popular, resort))
+    item = ground.project.item.name
+    return evaluate(contest, past, item, lesson.known.users.ids, requests, lesson.seed, progress)
+
+
+def baseline_name(ground: Ground) -> str:
+    """The name of the source that is the popularity baseline: the project's own, or the one that is always there."""
+    return next((spec.name for spec in ground.sources if isinstance(spec, Popular)), Popular().name)
+
+
+def judge(ground: Ground, sources: FittedSources, choice: Choice, evaluation: Evaluation, force: bool) -> Verdict:
+    """Let the chosen ranker serve unless popularity alone was better, or nothing could be measured."""
+    findings = [*sources.findings, *choice.findings]
+    popular = Verdict((baseline_name(ground),), "", evaluation.with_popularity(), ())
+    trained = Verdict(sources.names, choice.ranker, evaluation, ())
+    served, baseline = (evaluation.ndcg(method) for method in (TWO_STAGE, POPULARITY))
+    if not math.isfinite(served):
+        reason = "nothing could be measured on the held-out slice: it has no positive that could be shown"
+    elif served < baseline:
+        reason = (
+            f"NDCG@10 of what was trained is {served:.4f} on the held-out slice, {baseline:.4f} of popularity alone"
+        )
+    else:
+        return replace(trained, findings=tuple(findings))
+    if force:
+        return replace(trained, findings=(*findings, f"{reason}; it serves all the same, by force"))
+    return replace(popular, findings=(*findings, f"{reason}; popular items are served"))
+
+
+def describe(ground: Ground, rows: RankerRows, sources: FittedSources, choice: Choice, verdict: Verdict) -> Manifest:
+    """The manifest: everything but times, which would differ from run to run."""
+    lesson, project = ground.lesson, ground.project
+    details = {
+        "evaluation": verdict.evaluation.to_dict(),
+        "findings": list(verdict.findings),
+        "chosen": {"ranker": choice.ranker, "validation_ndcg@10": dict(choice.validation)},
+        "sources": {name: dict(figures) for name, figures in sources.figures.items()},
+        "rankers": {name: asdict(fitted) for name, fitted in choice.fitted.items()},
+        "split": asdict(ground.split),
+        "data": {
+            "events": lesson.stop,
+            "users": len(lesson.known.users),
+            "items": len(lesson.known.items),
+            "positives": len(lesson.positives),
+            "negatives": "shown and not acted on" if isinstance(project.labels, Labels) else "drawn",
+            "ranker_requests": len(rows.learning.sizes) + len(rows.choosing.sizes),
+            "ranker_rows": len(rows.learning.gain) + len(rows.choosing.gain),
+            "ranker_rows_left_out": rows.left_out,
+            "impressions_unclosed": rows.unclosed,
+        },
+        "declared": {
+            "user": project.user.name,
+            "item": project.item.name,
+            "events": [event.kind for event in project.events],
+        },
+    }
+    return Manifest(
+        project=project.name,
+        seed=lesson.seed,
+        log_position=lesson.stop,
+        fingerprint=lesson.features.fingerprint,
+        ranker=verdict.ranker,
+        rankers=tuple(choice.fitted),
+        sources=verdict.sources,
+        columns=lesson.features.columns,
+        metrics=verdict.evaluation.metrics(baseline_name(ground)),
+        details=plain(details),
+    )
+
+
+def plain(value: Any) -> Any:
+    """JSON of the same: numbers that are not finite become null."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(held) for name, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(held) for held in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
