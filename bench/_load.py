@@ -16,6 +16,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,7 @@ class Plan:
     rate: float = 0.0
     connections: int = 0
     warm_seconds: float = 1.0
+    expected: str = ""
 
 
 def load(
@@ -62,24 +64,30 @@ def load(
     rate: float = 0.0,
     connections: int = 0,
     warm_seconds: float = 1.0,
+    expected: str = "",
 ) -> Figures:
-    """Send `bodies` in turn, round and round, from another process. Raises CalledProcessError when that fails."""
+    """Send `bodies` in turn, round and round, from another process. Raises CalledProcessError when that fails.
+
+    An answer that does not contain `expected` counts as failed, with the status "unexpected".
+    """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "bodies"
         file.write_bytes(b"\n".join(bodies))
-        plan = Plan(port, path, str(file), seconds, rate, connections, warm_seconds)
+        plan = Plan(port, path, str(file), seconds, rate, connections, warm_seconds, expected)
         command = [sys.executable, "-m", "bench._load", json.dumps(asdict(plan))]
         done = subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[1])
     return Figures(**json.loads(done.stdout))
 
 
-def highest_rate(port: int, path: str, bodies: Sequence[bytes], p99_ms: float, seconds: float = 4.0) -> float:
+def highest_rate(
+    port: int, path: str, bodies: Sequence[bytes], p99_ms: float, seconds: float = 4.0, expected: str = ""
+) -> float:
     """The highest rate, within 3 %, at which p99 stays under `p99_ms` and no request fails; open loop, by bisection."""
     top = load(port, path, bodies, seconds, connections=4).rps * 1.05
     low, high = 0.0, top
     while high - low > 0.03 * top:
         rate = high if low == 0.0 and high == top else (low + high) / 2
-        seen = load(port, path, bodies, seconds, rate=rate, warm_seconds=0.5)
+        seen = load(port, path, bodies, seconds, rate=rate, warm_seconds=0.5, expected=expected)
         if seen.p99_ms < p99_ms and not seen.failed and seen.rps > 0.97 * rate:
             low = rate
             if rate == top:
@@ -92,9 +100,10 @@ def highest_rate(port: int, path: str, bodies: Sequence[bytes], p99_ms: float, s
 class Connection(asyncio.Protocol):
     """One keep-alive connection; one request at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, expected: bytes) -> None:
+        self.expected = expected
         self.buffer = bytearray()
-        self.answer: asyncio.Future[int] | None = None
+        self.answer: asyncio.Future[str] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
@@ -108,17 +117,19 @@ class Connection(asyncio.Protocol):
         stop = self.buffer.find(b"\r\n", start)
         size = int(self.buffer[start + 16 : stop])
         if len(self.buffer) >= head + 4 + size:
-            status = int(self.buffer[9:12])
+            status = self.buffer[9:12].decode()
+            if status == "200" and self.expected not in self.buffer:
+                status = "unexpected"
             self.buffer.clear()
             if self.answer is not None and not self.answer.done():
                 self.answer.set_result(status)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         if self.answer is not None and not self.answer.done():
-            self.answer.set_result(0)
+            self.answer.set_result("")
 
-    async def send(self, request: bytes) -> int:
-        """The status of the answer; 0 where the connection broke."""
+    async def send(self, request: bytes) -> str:
+        """The status of the answer; empty where the connection broke."""
         self.answer = asyncio.get_running_loop().create_future()
         self.transport.write(request)  # type: ignore[attr-defined]
         return await self.answer
@@ -138,7 +149,9 @@ class Run:
 
     async def connect(self) -> Connection:
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(Connection, "127.0.0.1", self.plan.port)
+        _, connection = await loop.create_connection(
+            partial(Connection, self.plan.expected.encode()), "127.0.0.1", self.plan.port
+        )
         return connection
 
     async def one(self, number: int, appointed: float, counted: bool) -> None:
@@ -146,7 +159,7 @@ class Run:
         status = await connection.send(self.requests[number % len(self.requests)])
         if counted:
             self.latencies.append(time.perf_counter() - appointed)
-            self.statuses[str(status)] += 1
+            self.statuses[status] += 1
         if status:
             self.idle.append(connection)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from shortlist import Entity, EventType, LambdaMART, Objective, ObservedPositives, Popular, Project, ratio
+from shortlist.features.definitions import Aggregate, Ratio, RequestFeature
 
 user = Entity("user")
 item = Entity("item", category=str, price=float, year=int)
 view = EventType("view", user, item, seconds=float)
 click = EventType("click", user, item)
 
-features = [
+features: list[Aggregate | Ratio | RequestFeature] = [
     view.by(item).count("1d"),
     view.by(item).count("7d"),
     view.by(item).count("30d"),

@@ -58,7 +58,7 @@ def ready(port: int, release: bool) -> bool:
     """Whether the service answers; without `release`, whether it accepts events."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5) as answer:
-            return answer.status == 200
+            return int(answer.status) == 200
     except urllib.error.HTTPError as error:
         return not release and not any("state" in missing for missing in json.load(error)["waiting_for"])
 

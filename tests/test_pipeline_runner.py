@@ -249,7 +249,7 @@ def test_a_stage_that_raises_is_replaced_and_named_and_the_answer_is_there(
         slate = pipeline.rank(ask(k=3))
     assert len(slate.items) == 3
     if part != "observers":  # an observer runs when the answer is made already
-        assert slate.degraded == ("broken",)
+        assert slate.degraded == (("broken", "by_function") if part == "hydrators" else ("broken",))
     assert pipeline.paces.failures == {"broken": 1}
     assert "the disk is on fire" in caplog.text
 
@@ -297,6 +297,18 @@ def test_a_skipped_hydrator_stands_for_its_declared_defaults() -> None:
     )
     pipeline.rank(ask())
     assert seen.slates[0][1].columns["number"].tolist() == [0.5, 0.5]
+
+
+def test_a_scorer_without_its_columns_is_left_out_too() -> None:
+    def never(item: int) -> float:
+        raise AssertionError(f"asked for the score of {item}")
+
+    stages: dict[str, Any] = {"sources": [Listed([2, 1])], "hydrators": [Broken()]}
+    slate = Pipeline(Shop(5), ByFunction(never), **stages).rank(ask())
+    assert (slate.items, slate.scores) == (("i2", "i1"), (1.0, 0.5))
+    assert slate.degraded == ("broken", "by_function")
+    slate = Pipeline(Shop(5), ByFunction(high), defaults={"broken": {"number": 0.0}}, **stages).rank(ask())
+    assert (slate.scores, slate.degraded) == ((2.0, 1.0), ("broken",))
 
 
 def test_a_stage_that_would_miss_the_deadline_is_not_begun() -> None:

@@ -68,8 +68,9 @@ class Pipeline:
     """A ranker made of stages. `rank` may be called from several threads where the stages may.
 
     `defaults` are the columns, each with one value, that a hydrator stands for when it is skipped: {hydrator: {column:
-    value}}. A scorer that is skipped leaves the order in which the candidates were retrieved. `last_resort` proposes
-    the whole catalogue, best first. `watch` sees the trace of every query. `pace` is that of the whole.
+    value}}. Where a hydrator without defaults is left out, so is the scorer, which then leaves the order in which the
+    candidates were retrieved. `last_resort` proposes the whole catalogue, best first. `watch` sees the trace of every
+    query. `pace` is that of the whole.
     """
 
     catalogue: Catalogue
@@ -207,6 +208,8 @@ class Pipeline:
         scorer = self.scorer
         if scorer is None:
             return by_order
+        if any(stage.name in trace.degraded and stage.name not in self.defaults for stage in self.hydrators):
+            return trace.skip("score", scorer.name, len(candidates), by_order)
 
         def scores() -> Column:
             result = scorer.score(query, candidates)

@@ -39,16 +39,16 @@ class Step:
 
 
 class Paces:
-    """The pace of every stage of a pipeline, and how often each failed."""
+    """The pace of every verb of every stage of a pipeline, and how often each stage failed."""
 
     def __init__(self) -> None:
-        self._paces: dict[str, Pace] = {}
+        self._paces: dict[tuple[str, str], Pace] = {}
         self._failures: Counter[str] = Counter()
 
-    def of(self, stage: str) -> Pace:
-        """The pace of one stage."""
-        pace = self._paces.get(stage)
-        return self._paces.setdefault(stage, Pace()) if pace is None else pace
+    def of(self, verb: str, stage: str) -> Pace:
+        """The pace of one stage at one of the things that it does."""
+        pace = self._paces.get((verb, stage))
+        return self._paces.setdefault((verb, stage), Pace()) if pace is None else pace
 
     def forget(self) -> None:
         """Forget every pace: what was measured so far is not typical, because caches and kernels were cold."""
@@ -78,12 +78,16 @@ class Trace:
 
     def attempt(self, verb: str, stage: str, given: int, run: Callable[[], Result], default: Result) -> Result:
         """The result of an optional stage, or its default where it would miss the deadline or raises."""
-        pace = self.paces.of(stage)
-        if self.deadline.remaining_ms < pace.estimate_ms or self.deadline.remaining_ms <= 0:
+        pace, remaining_ms = self.paces.of(verb, stage), self.deadline.remaining_ms
+        if remaining_ms < pace.estimate_ms or remaining_ms <= 0:
             pace.skipped()
-            self._note(verb, stage, 0.0, given, default, "skipped")
-            return default
+            return self.skip(verb, stage, given, default)
         return self.call(verb, stage, given, run, default)
+
+    def skip(self, verb: str, stage: str, given: int, default: Result) -> Result:
+        """The default of a stage that is not begun."""
+        self._note(verb, stage, 0.0, given, default, "skipped")
+        return default
 
     def call(self, verb: str, stage: str, given: int, run: Callable[[], Result], default: Result) -> Result:
         """The result of a stage that must run whatever the deadline, or its default where it raises."""
@@ -94,7 +98,7 @@ class Trace:
             self.paces.failed(stage)
             result, outcome = default, "failed"
         took_ms = (self.deadline.clock() - started) * 1000
-        self.paces.of(stage).took(took_ms)
+        self.paces.of(verb, stage).took(took_ms)
         self._note(verb, stage, took_ms, given, result, outcome)
         return result
 

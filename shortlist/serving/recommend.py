@@ -69,6 +69,7 @@ def load_champion(
         filters=retrieval.filters,
         hydrators=[*retrieval.hydrators, features],
         observers=[observer],
+        defaults={stage.name: {f"{stage.name}_score": float("nan")} for stage in retrieval.hydrators},
         last_resort=Everything(retrieval.last_resort, catalogue),
         release=release.version,
         versions={"release": release.version, "features": manifest.fingerprint[:12], "ranker": manifest.ranker},
