@@ -89,9 +89,9 @@ def available(port: int) -> int:
     return port
 
 
-def ask(url: str, body: Any = None) -> Any:
+def ask(url: str, body: Any = None, seconds: float = 30.0) -> Any:
     """The JSON answer to a GET, or to a POST where there is a body. Raises OSError."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=seconds) as answer:
         return json.load(answer)

@@ -21,10 +21,11 @@ from shortlist.child import Child, ask
 from shortlist.events.sqlite import SqliteLog
 from shortlist.loop import learn
 from shortlist.project import Project, load_project
-from shortlist.report import loss_rows, quality_rows
+from shortlist.report import loss_rows, notes, quality_rows
 from shortlist.sample import choose
 from shortlist.settings import Settings, load_settings
 from shortlist.terminal import print_table
+from shortlist.titles import titles
 from shortlist.training.releases import Release
 
 MARK = ".shortlist-demo"
@@ -96,10 +97,10 @@ def run(data: Path | None, folder: Path, port: int, once: bool, as_json: bool) -
     release = train(story, project, settings)
     guest = choose_guest(project, settings)
     with Child(folder, port) as child:
-        with story.step("Serve") as notes:
+        with story.step("Serve") as said:
             child.wait_ready()
             slate = ask(f"{child.url}/recommend", {"user": guest.user, "k": 10})
-            notes.append(f"{child.url}, a process of its own with {child.memory_mb() or 0:.0f} MB of memory")
+            said.append(f"{child.url}, a process of its own with {child.memory_mb() or 0:.0f} MB of memory")
         if as_json:
             figures = {"seconds": round(story.elapsed, 2), "rss_mb": child.memory_mb(), "steps": story.seconds}
             sys.stdout.write(json.dumps({**figures, "release": release.version, "user": guest.user, **slate}) + "\n")
@@ -123,17 +124,17 @@ def prepare(folder: Path) -> None:
 
 def ingest(story: Story, data: Path | None, folder: Path) -> tuple[Project, Settings]:
     """The demo's project, with its events in its log."""
-    with story.step("Data") as notes:
+    with story.step("Data") as said:
         sample = choose(data, story.say)
-        notes.append(sample.about)
+        said.append(sample.about)
     sample.write_project(folder)
     project, settings = load_project(folder), load_settings(folder, {})
     settings.make_folders()
-    with story.step("Ingest") as notes:
+    with story.step("Ingest") as said:
         log = SqliteLog(settings.place("log"), project.schemas)
         try:
             sample.fill(log, lambda share: story.report("Ingest", share))
-            notes.append(f"{log.position:,} events, each checked and durable, in {settings.place('log')}")
+            said.append(f"{log.position:,} events, each checked and durable, in {settings.place('log')}")
         finally:
             log.close()
     return project, settings
@@ -147,11 +148,11 @@ def train(story: Story, project: Project, settings: Settings) -> Release:
         parts.setdefault(part, time.perf_counter())
         story.report(part, share)
 
-    with story.step("Train") as notes:
+    with story.step("Train") as said:
         release = learn(project, settings, 0, report).release
         ends = [*list(parts.values())[1:], time.perf_counter()]
         took = [f"{part} {end - start:.1f} s" for (part, start), end in zip(parts.items(), ends, strict=True)]
-        notes += [f"release {release.version}", ", ".join(took)]
+        said += [f"release {release.version}", ", ".join(took)]
     if not story.silent:
         story.say(
             "\nHow good is it? Every method answered the same requests of the last fifth of the log, knowing only"
@@ -161,6 +162,9 @@ def train(story: Story, project: Project, settings: Settings) -> Release:
         story.say()
         print_table(*loss_rows(release))
         story.say()
+        for note in notes(release):
+            story.say(note)
+        story.say()
     return release
 
 
@@ -169,20 +173,15 @@ def choose_guest(project: Project, settings: Settings) -> Guest:
     log = SqliteLog(settings.place("log"), project.schemas, read_only=True)
     user, item = project.user.name, project.item.name
     kinds = [event.kind for event in project.labels.gains]
-    title = f"{item}.title"
-    titles: dict[str, str] = {}
     acted: list[pa.Table] = []
-    for batch in log.scan(columns=[user, item, title]):
-        described = batch.take(batch.of_kind(item))
-        titles.update(zip(described.strings(item).to_pylist(), described.strings(title).to_pylist(), strict=True))
-        if batch.stop > log.position - RECENT:
-            acted += [batch.take(batch.of_kind(kind)).table.select([user, item]) for kind in kinds]
+    for batch in log.scan(max(0, log.position - RECENT), columns=[user, item]):
+        acted += [batch.take(batch.of_kind(kind)).table.select([user, item]) for kind in kinds]
     table = pa.concat_tables(acted).combine_chunks()
     counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(table[user]).to_pylist()}
     users = table[user].to_pylist()
     chosen = next((who for who in reversed(users) if 20 <= counts[who] <= 200), users[-1])
     theirs = table[item].filter(pc.equal(table[user], chosen)).to_pylist()
-    return Guest(chosen, tuple(reversed(theirs[-5:])), titles)
+    return Guest(chosen, tuple(reversed(theirs[-5:])), titles(log, project.item))
 
 
 def show_slate(story: Story, guest: Guest, slate: dict[str, Any]) -> None:

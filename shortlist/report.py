@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
 SLATE = ("ndcg@10", "recall@10", "mrr@10")
 TITLES = {"ndcg@10": "NDCG@10", "recall@10": "Recall@10", "mrr@10": "MRR@10"}
+ORDER = {"popularity": 0, "logistic_regression": 1, "others": 2, "two_stage": 3}
 LOSSES = {
     "in_slate": "shown among the first ten",
     "ranked_below": "retrieved, ranked below ten",
@@ -41,21 +42,23 @@ def as_document(release: Release) -> dict[str, Any]:
 
 
 def quality_rows(release: Release) -> Rows:
-    """One row per method: metrics with their 95 % intervals by user, coverage, and recall where it is a source."""
+    """One row per method: metrics with their 95 % intervals by user, coverage, and recall where it retrieves."""
     report = evaluation(release)
-    rows = []
-    for name, measured in report["methods"].items():
+    rows: list[tuple[str, ...]] = []
+    for name in sorted(report["methods"], key=lambda method: ORDER.get(method, len(ORDER) - 1)):
+        measured = report["methods"][name]
         figures = [with_interval(measured[metric]) for metric in SLATE]
         found = report["retrieval"].get("merged" if name == "two_stage" else name, {})
         depths = [plain(found.get(f"recall@{depth}", {}).get("value")) for depth in (100, 500)]
-        rows.append((method_name(release, name), *figures, share(measured["coverage@10"]), *depths))
-    return ("method", *(TITLES[metric] for metric in SLATE), "coverage", "Recall@100", "@500"), rows
+        rows.append((name.replace("_", " "), *figures, share(measured["coverage@10"]), *depths))
+    return ("method", *(TITLES[metric] for metric in SLATE), "coverage", "R@100", "R@500"), rows
 
 
-def method_name(release: Release, name: str) -> str:
-    """The method as people know it; the one that serves says which ranker it is."""
-    words = name.replace("_", " ")
-    return f"{words} (serves: {release.manifest.ranker})" if name == "two_stage" else words
+def notes(release: Release) -> list[str]:
+    """What the trainer found worth saying, and which ranker the two stages end with."""
+    ranker = release.manifest.ranker.replace("_", " ")
+    serves = f"two stage is what serves: the sources' candidates, ordered by {ranker}" if ranker else ""
+    return [note for note in (serves, *release.manifest.details["findings"]) if note]
 
 
 def loss_rows(release: Release) -> Rows:
@@ -69,11 +72,11 @@ def loss_rows(release: Release) -> Rows:
 
 
 def with_interval(measured: Mapping[str, float | None]) -> str:
-    """`0.1234 ±0.0056`: the value and half of its 95 % interval."""
+    """`0.123±.006`: the value and half of its 95 % interval."""
     value, low, high = measured["value"], measured["low"], measured["high"]
     if value is None or low is None or high is None:
         return "-"
-    return f"{value:.3f} ±{(high - low) / 2:.3f}"
+    return f"{value:.3f}±{(high - low) / 2:.3f}".replace("±0.", "±.")
 
 
 def plain(value: float | None) -> str:

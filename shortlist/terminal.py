@@ -12,14 +12,15 @@ Report = Callable[[str, float], None]
 """Told the step that runs and the share of it that is done, from 0 to 1."""
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
-    """A table for people; every column but the first is a number."""
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], text: int = 1) -> None:
+    """A table for people: the first `text` columns are text, the others numbers. Text alone may be folded."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+        is_text = number < text
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
     for row in rows:
         table.add_row(*row)
     Console().print(table)

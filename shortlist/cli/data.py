@@ -16,6 +16,7 @@ from shortlist.terminal import Report, print_table, progress
 
 if TYPE_CHECKING:
     from shortlist.events.importing import Imported
+    from shortlist.events.report import KindReport
 
 
 @click.command()
@@ -125,16 +126,9 @@ def info(path: Path, as_json: bool) -> int:
     counted = ", ".join(f"{count:,} {name}s" for name, count in report.entities.items())
     click.echo(f"{report.position:,} events about {counted}\n")
     rows = [
-        (
-            kind.kind,
-            f"{kind.events:,}",
-            day(kind.first_at),
-            day(kind.last_at),
-            " ".join(f"{name} {share:.0%}" for name, share in kind.coverage.items() if share < 1) or "all",
-        )
-        for kind in report.kinds
+        (kind.kind, present(kind), f"{kind.events:,}", day(kind.first_at), day(kind.last_at)) for kind in report.kinds
     ]
-    print_table(("kind", "events", "first", "last", "fields present"), rows)
+    print_table(("kind", "fields not always present", "events", "first", "last"), rows, text=2)
     labels = report.labels
     shares = ", ".join(f"{count:,} of gain {gain:g}" for gain, count in labels.gains.items()) or "none yet"
     meaning = (
@@ -146,9 +140,14 @@ def info(path: Path, as_json: bool) -> int:
     return 0
 
 
+def present(kind: KindReport) -> str:
+    """Which fields some events lack, with the share that has them."""
+    return ", ".join(f"{name} {share:.0%}" for name, share in kind.coverage.items() if kind.events and share < 1)
+
+
 def day(at: int | None) -> str:
     """A moment as a date for people."""
-    return datetime.fromtimestamp(at / 1000, UTC).strftime("%Y-%m-%d %H:%M") if at is not None else "-"
+    return datetime.fromtimestamp(at / 1000, UTC).strftime("%Y-%m-%d") if at is not None else "-"
 
 
 @log.command()

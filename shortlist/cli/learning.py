@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from shortlist.cli.console import open_workplace, print_json, say, takes_json, takes_project
-from shortlist.report import as_document, loss_rows, quality_rows
+from shortlist.report import as_document, loss_rows, notes, quality_rows
 from shortlist.terminal import print_table, progress
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ def show_report(release: Release) -> None:
     print_table(*quality_rows(release))
     click.echo()
     print_table(*loss_rows(release))
+    for note in notes(release):
+        say(note)
 
 
 def finish(turned: Turn, as_json: bool) -> int:
@@ -145,7 +147,7 @@ def releases(path: Path, as_json: bool) -> int:
         (r.version, roles.get(r.version, ""), f"{r.manifest.log_position:,}", figure(r.manifest.metrics.get("ndcg@10")))
         for r in found
     ]
-    print_table(("release", "role", "events", "NDCG@10"), rows)
+    print_table(("release", "role", "events", "NDCG@10"), rows, text=2)
     return 0
 
 

@@ -7,10 +7,11 @@ the transaction of each block, so that an import that was interrupted goes on wh
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b, file_digest
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,7 @@ from shortlist.events.log import EventLog, LogError, Progress
 from shortlist.events.reasons import Refusal
 from shortlist.framing.problems import nearest
 
+AS_NAMED: Mapping[str, str] = MappingProxyType({})
 BLOCK = 262_144
 JSON_BLOCK_BYTES = 2**24
 REFUSALS_KEPT = 100
@@ -50,10 +52,17 @@ class Imported:
     resumed_at: int = 0
 
 
-def import_file(log: EventLog, path: Path, kind: str = "", tick: Tick | None = None) -> Imported:
+def import_file(
+    log: EventLog,
+    path: Path,
+    kind: str = "",
+    tick: Tick | None = None,
+    columns: Mapping[str, str] = AS_NAMED,
+) -> Imported:
     """Append a file of history; its name's ending says what it is (.jsonl .ndjson .csv .parquet .arrow .feather).
 
-    `kind` is that of every event, where the file has no column `kind`. Every event counts as received when it happened.
+    `kind` is that of every event, where the file has no column `kind`; `columns` maps names of keys and fields to the
+    file's own columns, and leaves out the file's columns that then mean nothing. Every event counts as received when it happened.
     A file whose import is complete is not read again. Raises LogError where the file cannot be read, or has changed
     since it was imported.
     """
@@ -66,7 +75,7 @@ def import_file(log: EventLog, path: Path, kind: str = "", tick: Tick | None = N
     done = resume_point(log, source, digest)
     if done is None:
         return finished(log, source)
-    return append_sorted(log, read_file(log.door, path, kind), source, digest, done, tick)
+    return append_sorted(log, read_file(log.door, path, kind, columns), source, digest, done, tick)
 
 
 def import_table(log: EventLog, table: pa.Table, source: str, tick: Tick | None = None) -> Imported:
@@ -128,19 +137,19 @@ def append_sorted(
     return Imported(source, accepted, duplicates, len(refusals), refusals[:REFUSALS_KEPT], done)
 
 
-def read_file(door: Door, path: Path, kind: str) -> Admitted:
+def read_file(door: Door, path: Path, kind: str, columns: Mapping[str, str]) -> Admitted:
     """A file's events, checked. Raises LogError where its format is unknown, or is not what its name says."""
     ending = path.suffix.lower()
     try:
         if ending in (".jsonl", ".ndjson", ".json"):
             return read_json(door, path)
         if ending == ".csv":
-            return read_csv(door, path, kind)
+            return read_csv(door, path, kind, columns)
         if ending == ".parquet":
-            return admit_table(door, prepared(door, pq.read_table(path), path, kind), None)
+            return admit_table(door, prepared(door, pq.read_table(path), path, kind, columns), None)
         if ending in (".arrow", ".feather"):
             with pa.memory_map(str(path)) as source:
-                return admit_table(door, prepared(door, pa.ipc.open_file(source).read_all(), path, kind), None)
+                return admit_table(door, prepared(door, pa.ipc.open_file(source).read_all(), path, kind, columns), None)
     except (OSError, ValueError) as error:  # Arrow's own errors are ValueErrors
         raise LogError(f"{path} cannot be read as {ending}: {error}") from error
     raise LogError(f"{path}: the ending {ending!r} is unknown; {nearest(ending, ENDINGS)}")
@@ -163,7 +172,7 @@ def read_json(door: Door, path: Path) -> Admitted:
     return Admitted(None, refusals, table=joined.combine_chunks())
 
 
-def read_csv(door: Door, path: Path, kind: str) -> Admitted:
+def read_csv(door: Door, path: Path, kind: str, columns: Mapping[str, str]) -> Admitted:
     """CSV with a header line: empty is absent, lists are separated by "|", `at` is ms or ISO 8601 (UTC by default)."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = next(csv.reader(file), [])
@@ -184,13 +193,24 @@ def read_csv(door: Door, path: Path, kind: str) -> Admitted:
             quoted_strings_can_be_null=False,
         ),
     )
-    admitted = admit_table(door, prepared(door, table, path, kind), None, is_text=True)
+    admitted = admit_table(door, prepared(door, table, path, kind, columns), None, is_text=True)
     lines = np.setdiff1d(np.arange(2, len(table) + len(ragged) + 2), [refusal.line for refusal in ragged])
     named = [replace(refusal, line=int(lines[refusal.line - 1])) for refusal in admitted.refusals]
     return replace(admitted, refusals=sorted([*ragged, *named], key=lambda refusal: refusal.line))
 
 
-def prepared(door: Door, table: pa.Table, path: Path, kind: str) -> pa.Table:
+def renamed(table: pa.Table, path: Path, columns: Mapping[str, str], known: Collection[str]) -> pa.Table:
+    """The table under the names that the log knows, without what else is in it. Raises LogError for a wrong name."""
+    for name, column in columns.items():
+        if column not in table.column_names:
+            raise LogError(f"{path} has no column {column!r}; {nearest(column, table.column_names)}")
+        if name not in known:
+            raise LogError(f"no kind of event has a key or field {name!r}; {nearest(name, known)}")
+    kept = {name: table.column(name) for name in table.column_names if name in known and name not in columns.values()}
+    return pa.table({**kept, **{name: table.column(column) for name, column in columns.items()}})
+
+
+def prepared(door: Door, table: pa.Table, path: Path, kind: str, columns: Mapping[str, str]) -> pa.Table:
     """A file's table with the column `kind`, and whole numbers as ids written out. Raises LogError, naming a column."""
     if kind and "kind" not in table.column_names:
         table = table.append_column(
@@ -199,6 +219,8 @@ def prepared(door: Door, table: pa.Table, path: Path, kind: str) -> pa.Table:
     keys = {key.name for schema in door.schemas.values() for key in schema.keys}
     fields = {name for schema in door.schemas.values() for name in schema.fields}
     known = {"id", "at", "kind", *keys, *fields}
+    if columns:
+        table = renamed(table, path, columns, known)
     for place, name in enumerate(table.column_names):
         if name not in known:
             raise LogError(f"{path}: no kind of event has a key or field {name!r}; {nearest(name, known)}")
