@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
@@ -42,6 +43,9 @@ POSITION, NOW, TO, READ_FIELDS = range(4)
     READ_WORD, READ_RECENT, READ_FREQUENT,
 ) = range(12)  # fmt: skip
 
+AHEAD, MOST_AHEAD = 1, 512
+"""While one row is read, the one so many places later is fetched: its first words, so many of them."""
+
 HEADER = 3
 """Words of a windowed tile set before its ring."""
 
@@ -65,6 +69,20 @@ def pointer(dtype: Any) -> Any:
         return types.CPointer(dtype)(array), codegen
 
     return data
+
+
+@intrinsic
+def prefetch(context, data, index):  # type: ignore[no-untyped-def]
+    """Ask for the cache line of `data[index]`, to be read soon."""
+
+    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        address = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), ir.IntType(8).as_pointer())
+        hint = [ir.Constant(ir.IntType(32), number) for number in (0, 3, 1)]  # to read, keep in all levels, data
+        kind = ir.FunctionType(ir.VoidType(), [address.type, *(number.type for number in hint)])
+        builder.call(builder.module.declare_intrinsic("llvm.prefetch", [address.type], kind), [address, *hint])
+        return context.get_dummy_value()
+
+    return types.void(data, index), codegen
 
 
 integers, reals, octets_of = pointer(types.int64), pointer(types.float64), pointer(types.uint8)
@@ -495,6 +513,10 @@ def walk(
                 )  # fmt: skip
             i += 1
         else:
+            if keep and j + AHEAD < asked:
+                ahead = np.int64(read_rows_p[j + AHEAD]) * words
+                for word in range(ahead, ahead + min(words, MOST_AHEAD), 8):
+                    prefetch(state_p, word)
             to = read_p[j * READ_FIELDS + TO]
             read(
                 tileset_p, output_p, len(outputs), state_p, real_p, octets_p, place, read_p[j * READ_FIELDS + NOW],
