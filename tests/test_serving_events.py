@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from shortlist.events.labels import ObservedPositives
+from shortlist.events.log import LogLockedError
 from shortlist.events.schema import Entity
 from shortlist.events.sqlite import SqliteLog
 from shortlist.features.definitions import EventType
@@ -237,7 +238,8 @@ def test_a_bad_snapshot_is_not_used_and_said_plainly(tmp_path: Path, damage: str
         httpx.post(f"{server.url}/events", json=[watched("ann") for _ in range(50)])
     snapshot = tmp_path / "data/state" / SNAPSHOT
     content = bytearray(snapshot.read_bytes())
-    content[len(content) // 2] ^= 1
+    for place in range(4_096, len(content), 512):
+        content[place] ^= 1
     if damage == "of another log":
         for file in (tmp_path / "data").glob("log*"):
             if file.is_file():
@@ -248,11 +250,26 @@ def test_a_bad_snapshot_is_not_used_and_said_plainly(tmp_path: Path, damage: str
         accepting(server)
         assert server.service.live is not None
         recovery = server.service.live.recovery
-        if damage == "flipped" and not recovery.problem:
-            pytest.skip("the flipped bit lies between sections")
         assert recovery.restored == 0
         assert "features.snapshot" in recovery.problem
         assert features_of(server.url, "ann")["watched"] == (0 if damage == "of another log" else 50)
+
+
+def test_a_log_that_another_process_writes_to_ends_the_service_with_the_reason(tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        accepting(server)
+        second = running(tmp_path)
+        with pytest.raises(LogLockedError, match="data/log"):
+            second.run()
+
+
+def test_a_log_that_cannot_be_written_is_503_with_the_reason(tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        accepting(server)
+        assert server.service.live is not None
+        server.service.live.log.close()
+        answer = httpx.post(f"{server.url}/events", json=watched("ann"))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "log_unavailable")
 
 
 SERVER = """

@@ -244,17 +244,11 @@ class Answers:
             slate = await asyncio.get_running_loop().run_in_executor(self.service.pool, pipeline.rank, query)
         else:
             slate = pipeline.rank(query)
-        metrics = self.service.metrics
-        metrics.slates.labels(kind).inc()
-        if not slate.items:
-            metrics.empty.inc()
+        self.service.metrics.slate(kind, not slate.items)
         return Answer(encode(slate_answer(slate)))
 
     def _receipt(self, receipt: Receipt) -> Answer:
-        counts = {"accepted": receipt.accepted, "duplicate": receipt.duplicates, "refused": len(receipt.refusals)}
-        for outcome, count in counts.items():
-            if count:
-                self.service.metrics.events.labels(outcome).inc(count)
+        self.service.metrics.received(receipt.accepted, receipt.duplicates, len(receipt.refusals))
         answer = EventsAnswer(
             accepted=receipt.accepted,
             duplicates=receipt.duplicates,

@@ -70,9 +70,11 @@ class Metrics:
             ["stage", "outcome"],
             registry=registry,
         )
-        self.slates = Counter("shortlist_slates", "Slates answered, by kind.", ["kind"], registry=registry)
-        self.empty = Counter("shortlist_slates_empty", "Slates without any item.", registry=registry)
-        self.events = Counter("shortlist_events", "Events by what became of them.", ["outcome"], registry=registry)
+        slates = Counter("shortlist_slates", "Slates answered, by kind.", ["kind"], registry=registry)
+        self._slates = {kind: slates.labels(kind) for kind in ("recommend", "rank")}
+        self._empty = Counter("shortlist_slates_empty", "Slates without any item.", registry=registry)
+        events = Counter("shortlist_events", "Events by what became of them.", ["outcome"], registry=registry)
+        self._events = [events.labels(outcome) for outcome in ("accepted", "duplicate", "refused")]
         self.impressions = Counter(
             "shortlist_impressions", "Impressions by what became of them.", ["outcome"], registry=registry
         )
@@ -95,6 +97,18 @@ class Metrics:
             self._routes[route, status] = known
         known[0]()
         known[1](seconds)
+
+    def slate(self, kind: str, empty: bool) -> None:
+        """Count one slate; `kind` is recommend or rank."""
+        self._slates[kind].inc()
+        if empty:
+            self._empty.inc()
+
+    def received(self, *counts: int) -> None:
+        """Count events: accepted, known already, refused."""
+        for counter, count in zip(self._events, counts, strict=True):
+            if count:
+                counter.inc(count)
 
     def traced(self, trace: Trace) -> None:
         """Count the steps of one query."""

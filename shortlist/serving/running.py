@@ -35,6 +35,7 @@ class Running:
         routes = Answers(self.service).routes()
         app = application(routes, self.service, self.limits.body_bytes, self.service.metrics, self.service.request_id)
         self.server = Server(app, self.limits)
+        self.service.on_failure = self.stop
         self.socket = listen(settings.host, settings.port)
         self._thread: threading.Thread | None = None
 
@@ -51,9 +52,11 @@ class Running:
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     def run(self) -> None:
-        """Serve until SIGINT, SIGTERM or `stop`."""
+        """Serve until SIGINT, SIGTERM or `stop`. Raises what kept the state from being loaded, such as a locked log."""
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self.server.serve([self.socket]))
+        if self.service.failure is not None and self._thread is None:
+            raise self.service.failure
 
     def stop(self) -> None:
         """Finish the requests, log the impressions, take a snapshot."""

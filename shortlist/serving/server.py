@@ -35,6 +35,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,
                 timeout_keep_alive=max(1, round(limits.keep_alive_seconds)),
                 timeout_graceful_shutdown=max(1, round(limits.shutdown_seconds)),
             )

@@ -11,6 +11,7 @@ import itertools
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -41,7 +42,10 @@ class Live:
 
 @dataclass
 class Service:
-    """One running service. `start` and `stop` are called by the application's lifespan."""
+    """One running service. `start` and `stop` are called by the application's lifespan.
+
+    Where the state cannot be loaded at all, `failure` says why and `on_failure` is called.
+    """
 
     project: Project
     settings: Settings
@@ -50,6 +54,8 @@ class Service:
     live: Live | None = None
     champion: Champion | None = None
     problems: dict[str, str] = field(default_factory=dict)
+    failure: Exception | None = None
+    on_failure: Callable[[], None] | None = None
     begun: float = field(default_factory=time.monotonic)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _tried: Pointer | None = None
@@ -79,10 +85,11 @@ class Service:
 
     def waiting_for(self) -> list[str]:
         """What is missing before requests can be answered."""
-        missing = [] if self.live else ["the state, which is catching up with the log"]
+        missing = []
+        if self.live is None:
+            missing.append(self.problems.get("start", "the state, which is catching up with the log"))
         if self.champion is None:
-            known = self.problems.get("release") or self.problems.get("start")
-            missing.append(known or "a release, which is being loaded")
+            missing.append(self.problems.get("release", "a release, which is being loaded"))
         return missing
 
     async def start(self) -> None:
@@ -104,8 +111,10 @@ class Service:
         try:
             self.live = await loop.run_in_executor(self._chores, self._catch_up)
         except Exception as error:
-            logger.exception("the state could not be loaded")
-            self.problems["start"] = f"{type(error).__name__}: {error}"
+            self.problems["start"] = f"the state could not be loaded: {error}"
+            self.failure = error
+            if self.on_failure is not None:
+                self.on_failure()
             return
         snapshot_due = time.monotonic() + self.limits.snapshot_seconds
         while True:
