@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pyarrow as pa
@@ -56,6 +57,8 @@ def test_the_log_seals_itself_as_it_grows(tmp_path: Path, monkeypatch: pytest.Mo
     while not list(tmp_path.glob("log.db.parts/*.parquet")) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert [value for batch in log.scan() for value in batch.numbers("watch.seconds")] == list(range(500))
+    again = [watch(10 * n + k, id=f"{n}-{k}") for n in range(50) for k in range(10)]
+    assert log.append(again).duplicates == 500, "whatever was appended while a part was written is known too"
     log.close()
     assert list(tmp_path.glob("log.db.parts/*.parquet"))
 
@@ -69,6 +72,25 @@ def test_scans_go_on_while_the_log_is_sealed_under_them(tmp_path: Path) -> None:
     assert len(next(scan)) == 1
     log.seal()
     assert [batch.offset.tolist() for batch in scan] == [[1]]
+    log.close()
+
+
+def test_readers_never_miss_an_event_while_chunks_become_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "SEAL_EVENTS", 20)
+    log = SqliteLog(tmp_path / "log.db", SCHEMAS)
+    reader = SqliteLog(tmp_path / "log.db", SCHEMAS, read_only=True)
+
+    def write() -> None:
+        for n in range(300):
+            log.append([watch(5 * n + k) for k in range(5)])
+
+    writer = Thread(target=write)
+    writer.start()
+    while writer.is_alive():
+        for scan in (log.scan(), reader.scan()):
+            found = [value for batch in scan for value in batch.numbers("watch.seconds")]
+            assert found == list(range(len(found)))
+    writer.join()
     log.close()
 
 

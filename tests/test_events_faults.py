@@ -66,6 +66,14 @@ def test_a_damaged_part_is_refused_and_what_follows_can_be_read(path: Path, dama
     assert next(log.scan()).numbers("watch.seconds").tolist() == list(range(10))
 
 
+def test_a_part_that_was_cut_says_by_how_much(path: Path) -> None:
+    part = sorted(path.with_name("log.db.parts").glob("*.parquet"))[0]
+    size = part.stat().st_size
+    cut(part)
+    with pytest.raises(LogCorruptError, match=f"it has {size - 100} bytes and was written with {size}"):
+        numbers(SqliteLog(path, SCHEMAS, read_only=True))
+
+
 def test_a_damaged_chunk_is_refused_and_what_lies_behind_it_can_be_read(path: Path) -> None:
     with sqlite3.connect(path) as database:
         payload = bytearray(database.execute("SELECT payload FROM chunk WHERE first = 20").fetchone()[0])

@@ -95,6 +95,26 @@ def test_a_file_of_one_kind_needs_no_such_column_and_ids_may_be_numbers(tmp_path
     assert stored(log) == [{"kind": "watch", "user": "7", "film": "8", "at": 1, "seconds": 2.0}] * 2
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
+def test_a_files_columns_may_have_other_names_and_others_are_left_out(tmp_path: Path, ending: str) -> None:
+    rows = [{"who": "u", "film": "f", "when": n, "watched": 1.5, "mood": "good"} for n in (2, 1)]
+    path = tmp_path / f"watch.{ending}"
+    if ending == "jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in rows))
+    elif ending == "json":
+        path.write_text(json.dumps(rows))
+    elif ending == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("who,film,when,watched,mood\nu,f,2,1.5,good\nu,f,1,1.5,good\n")
+    log = MemoryLog(SCHEMAS)
+    columns = {"user": "who", "at": "when", "seconds": "watched"}
+    assert import_file(log, path, kind="watch", columns=columns).refusals == []
+    assert stored(log) == [{"kind": "watch", "user": "u", "film": "f", "at": n, "seconds": 1.5} for n in (1, 2)]
+    with pytest.raises(LogError, match=r"key or field 'usr'; did you mean 'user'\?"):
+        import_file(MemoryLog(SCHEMAS), path, kind="watch", columns={"usr": "who"})
+
+
 class KilledError(Exception):
     """In place of the process's end."""
 

@@ -149,7 +149,7 @@ class Door:
                 return Admitted(received, [], rows)
         except (msgspec.ValidationError, UnicodeEncodeError):
             pass  # the slow path below finds out which event it was, and why
-        return self._one_by_one(enumerate(flat, start=1), received)
+        return self.admit_each(enumerate(flat, start=1), received)
 
     def admit_json(self, body: bytes, received: int | None = None) -> Admitted:
         """Check one JSON object, an array of objects or JSON lines.
@@ -164,7 +164,24 @@ class Door:
                 return Admitted(received, [], rows)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             pass  # the slow path below finds out which event it was, and why
-        return self._one_by_one(read_array(body) if is_array else read_lines(body), received)
+        return self.admit_each(read_array(body) if is_array else read_lines(body), received)
+
+    def admit_each(self, events: Iterable[tuple[int, Any]], received: int | None) -> Admitted:
+        """Check decoded events one by one, each given with its line; a ValueError in place of one is its reason."""
+        rows: list[Row] = []
+        refusals: list[Refusal] = []
+        latest = self.latest(received)
+        for line, event in events:
+            plain = plain_values(event)
+            why = reason(plain, self.schemas, latest, self.max_bytes)
+            if not why:
+                try:
+                    rows.append(msgspec.convert(plain, self._any))
+                except msgspec.ValidationError as error:  # a type that only looks like the right one
+                    why = str(error)
+            if why:
+                refusals.append(Refusal(line, why))
+        return Admitted(received, refusals, rows)
 
     def latest(self, received: int | None) -> int:
         """The latest event time, ms UTC, that is believed of events learned at `received` (None: of history)."""
@@ -207,22 +224,6 @@ class Door:
         """A row's JSON is never shorter than its texts; encoding also finds text that is no valid unicode."""
         encode, limit = self._encode, self.max_bytes
         return all(len(encode(row)) <= limit or text_bytes(msgspec.to_builtins(row)) <= limit for row in rows)
-
-    def _one_by_one(self, events: Iterable[tuple[int, Any]], received: int | None) -> Admitted:
-        rows: list[Row] = []
-        refusals: list[Refusal] = []
-        latest = self.latest(received)
-        for line, event in events:
-            plain = plain_values(event)
-            why = reason(plain, self.schemas, latest, self.max_bytes)
-            if not why:
-                try:
-                    rows.append(msgspec.convert(plain, self._any))
-                except msgspec.ValidationError as error:  # a type that only looks like the right one
-                    why = str(error)
-            if why:
-                refusals.append(Refusal(line, why))
-        return Admitted(received, refusals, rows)
 
 
 def clock_ms() -> int:

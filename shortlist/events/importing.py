@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b, file_digest
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 import pyarrow.types as pt
 
 from shortlist.events.columnar import admit_table
-from shortlist.events.door import Admitted, Door
+from shortlist.events.door import Admitted, Door, read_array, read_lines
 from shortlist.events.log import EventLog, LogError, Progress
 from shortlist.events.reasons import Refusal
 from shortlist.framing.problems import nearest
@@ -62,9 +63,9 @@ def import_file(
     """Append a file of history; its name's ending says what it is (.jsonl .ndjson .csv .parquet .arrow .feather).
 
     `kind` is that of every event, where the file has no column `kind`; `columns` maps names of keys and fields to the
-    file's own columns, and leaves out the file's columns that then mean nothing. Every event counts as received when it happened.
-    A file whose import is complete is not read again. Raises LogError where the file cannot be read, or has changed
-    since it was imported.
+    file's own columns, and leaves out the file's columns that then mean nothing. Every event counts as received when it
+    happened. A file whose import is complete is not read again. Raises LogError where the file cannot be read, or has
+    changed since it was imported.
     """
     source = str(path.resolve())
     try:
@@ -140,9 +141,12 @@ def append_sorted(
 def read_file(door: Door, path: Path, kind: str, columns: Mapping[str, str]) -> Admitted:
     """A file's events, checked. Raises LogError where its format is unknown, or is not what its name says."""
     ending = path.suffix.lower()
+    for name in columns:
+        if name not in names_of(door):
+            raise LogError(f"no kind of event has a key or field {name!r}; {nearest(name, names_of(door))}")
     try:
         if ending in (".jsonl", ".ndjson", ".json"):
-            return read_json(door, path)
+            return read_json(door, path, kind, columns)
         if ending == ".csv":
             return read_csv(door, path, kind, columns)
         if ending == ".parquet":
@@ -155,8 +159,24 @@ def read_file(door: Door, path: Path, kind: str, columns: Mapping[str, str]) -> 
     raise LogError(f"{path}: the ending {ending!r} is unknown; {nearest(ending, ENDINGS)}")
 
 
-def read_json(door: Door, path: Path) -> Admitted:
+def names_of(door: Door) -> set[str]:
+    """Everything that a column may be called."""
+    keys = {key.name for schema in door.schemas.values() for key in schema.keys}
+    return {"id", "at", "kind", *keys, *(name for schema in door.schemas.values() for name in schema.fields)}
+
+
+def read_json(door: Door, path: Path, kind: str, columns: Mapping[str, str]) -> Admitted:
     """JSON lines in blocks, or one JSON array."""
+
+    def adapted(event: Any) -> Any:
+        """The event under the log's names; what has no name there is left out where names are given."""
+        if not isinstance(event, dict):
+            return event
+        kept = {name: value for name, value in event.items() if not columns or name in known}
+        named = {name: event[column] for name, column in columns.items() if column in event}
+        return {"kind": kind, **kept, **named} if kind else {**kept, **named}
+
+    known = names_of(door) - set(columns.values())
     tables: list[pa.Table] = []
     refusals: list[Refusal] = []
     lines = 0
@@ -164,7 +184,11 @@ def read_json(door: Door, path: Path) -> Admitted:
         is_array = file.read(64).lstrip()[:1] == b"["
         file.seek(0)
         while block := file.read() if is_array else file.read(JSON_BLOCK_BYTES) + file.readline():
-            admitted = door.admit_json(block, None)
+            if kind or columns:
+                values = read_array(block) if is_array else read_lines(block)
+                admitted = door.admit_each(((line, adapted(value)) for line, value in values), None)
+            else:
+                admitted = door.admit_json(block, None)
             refusals += [replace(refusal, line=refusal.line + lines) for refusal in admitted.refusals]
             tables += [door.tabulate(admitted.rows)] if admitted.rows else []
             lines += block.count(b"\n")
@@ -201,11 +225,9 @@ def read_csv(door: Door, path: Path, kind: str, columns: Mapping[str, str]) -> A
 
 def renamed(table: pa.Table, path: Path, columns: Mapping[str, str], known: Collection[str]) -> pa.Table:
     """The table under the names that the log knows, without what else is in it. Raises LogError for a wrong name."""
-    for name, column in columns.items():
+    for column in columns.values():
         if column not in table.column_names:
             raise LogError(f"{path} has no column {column!r}; {nearest(column, table.column_names)}")
-        if name not in known:
-            raise LogError(f"no kind of event has a key or field {name!r}; {nearest(name, known)}")
     kept = {name: table.column(name) for name in table.column_names if name in known and name not in columns.values()}
     return pa.table({**kept, **{name: table.column(column) for name, column in columns.items()}})
 
@@ -217,8 +239,7 @@ def prepared(door: Door, table: pa.Table, path: Path, kind: str, columns: Mappin
             "kind", pa.array([kind]).dictionary_encode().take(pa.array(np.zeros(len(table), int)))
         )
     keys = {key.name for schema in door.schemas.values() for key in schema.keys}
-    fields = {name for schema in door.schemas.values() for name in schema.fields}
-    known = {"id", "at", "kind", *keys, *fields}
+    known = names_of(door)
     if columns:
         table = renamed(table, path, columns, known)
     for place, name in enumerate(table.column_names):
