@@ -254,6 +254,18 @@ def test_half_a_request_is_ended_in_time(running: Shell, sent: bytes) -> None:
     assert 0.3 < time.monotonic() - started < 2
 
 
+@pytest.mark.parametrize("sent", [b"POST /ec", b"\r\n", b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n"])
+def test_half_a_second_request_is_ended_in_time_too(running: Shell, sent: bytes) -> None:
+    with closing(socket.create_connection(("127.0.0.1", running.port), timeout=5)) as client:
+        client.sendall(b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\n7")
+        assert client.recv(1_000).startswith(b"HTTP/1.1 200")
+        client.sendall(sent)
+        started = time.monotonic()
+        status, error = status_and_reason(read_all(client))
+        assert (status, error["code"]) == (408, "timeout")
+        assert 0.3 < time.monotonic() - started < 2
+
+
 def test_a_byte_now_and_then_does_not_hold_a_connection(running: Shell) -> None:
     with closing(socket.create_connection(("127.0.0.1", running.port), timeout=5)) as client:
         client.sendall(b"POST /echo HTTP/1.1\r\nhost: x\r\n")

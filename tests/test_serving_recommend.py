@@ -413,14 +413,42 @@ def test_sigterm_finishes_requests_and_logs_every_impression(tmp_path: Path) -> 
     url = f"http://127.0.0.1:{int(process.stdout.readline())}"
     while httpx.get(f"{url}/ready").status_code != 200:
         time.sleep(0.05)
-    with httpx.Client(base_url=url) as client:
-        slates = [ask(client, user=f"user-{number % 40}") for number in range(300)]
-        process.send_signal(signal.SIGTERM)
+    slates: list[str] = []
+
+    def keep_asking(number: int) -> None:
+        with httpx.Client(base_url=url) as client:
+            while True:
+                try:
+                    slates.append(ask(client, user=f"user-{number}")["request"])
+                except httpx.TransportError:
+                    return
+
+    clients = [threading.Thread(target=keep_asking, args=(number,)) for number in range(4)]
+    for client in clients:
+        client.start()
+    while len(slates) < 200:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
+    for client in clients:
+        client.join()
     assert process.returncode == 0
     counts = Counter(row["impression.request"] for row in logged(tmp_path))
-    assert counts == {slate["request"]: 10 for slate in slates}
+    assert {request: counts[request] for request in slates} == dict.fromkeys(slates, 10)
     assert (settings_of(tmp_path).place("state") / "features.snapshot").exists()
+
+
+def test_stopping_waits_for_impressions_that_a_slow_log_has_not_taken_yet(tmp_path: Path) -> None:
+    fill(tmp_path)
+    publish(tmp_path)
+    with running(tmp_path) as server:
+        server.wait_ready()
+        assert server.service.live is not None
+        server.service.live.log.subscribe(lambda batch: time.sleep(0.8))  # noqa: ARG005
+        with httpx.Client(base_url=server.url) as client:
+            requests = [ask(client, user="ann", k=1)["request"] for _ in range(20)]
+        assert server.service.pending_impressions
+    assert [row["impression.request"] for row in logged(tmp_path)] == requests
 
 
 def test_snapshots_are_taken_now_and_then(tmp_path: Path) -> None:
