@@ -20,6 +20,7 @@ from shortlist.features.program import FeatureSet
 from shortlist.features.table import FeatureTable
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Deadline, Query
+from shortlist.pipeline.stages import Filter
 from shortlist.retrieval.catalogue import Catalogue
 from shortlist.retrieval.eligibility import Available, Excluded, NotSeen, eligible
 from shortlist.retrieval.merge import Interleaved
@@ -49,7 +50,11 @@ class World:
         self.log.subscribe(self.table.update)
         self.catalogue = Catalogue(self.table, "film")
         seen = [feature.name for feature in seen_features(labels, user, film)]
-        self.filters = [Available(self.catalogue), Excluded(self.catalogue), NotSeen(self.catalogue, "user", seen)]
+        self.filters: list[Filter] = [
+            Available(self.catalogue),
+            Excluded(self.catalogue),
+            NotSeen(self.catalogue, "user", seen),
+        ]
 
     def add(self, *events: dict[str, Any]) -> None:
         receipt = self.log.append(events, received=3000 * DAY)

@@ -176,7 +176,7 @@ class Towers:
         """What training wrote. Raises ValueError, saying which part, when something is missing or damaged."""
         try:
             facts = json.loads((directory / FACTS).read_text(encoding="utf-8"))
-            with np.load(directory / VOCABULARY, allow_pickle=False) as held:
+            with (directory / VOCABULARY).open("rb") as file, np.load(file, allow_pickle=False) as held:
                 vocabulary = {name: held[name] for name in held.files}
             categories = {
                 name: Category(vocabulary[f"values_{name}"], vocabulary[f"table_{name}"])
@@ -184,12 +184,7 @@ class Towers:
             }
             users, items = vocabulary["users"], vocabulary["items"]
             tables = [np.load(directory / name, mmap_mode="r", allow_pickle=False) for name in (USERS, HISTORY)]
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = options.inter_op_num_threads = 1
-            options.log_severity_level = 3
-            session = onnxruntime.InferenceSession(
-                (directory / USER_MODEL).read_bytes(), options, providers=["CPUExecutionProvider"]
-            )
+            session = session_of(directory / USER_MODEL)
             index = Index.load(directory / INDEX)
         except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile, RuntimeError) as error:
             raise ValueError(f"the towers in {directory} cannot be read ({error}); train again") from error
@@ -197,6 +192,18 @@ class Towers:
         if (len(tables[0]), len(tables[1]), len(index)) != sizes:
             raise ValueError(f"the towers in {directory} do not fit together: files of different trainings?")
         return cls(session, facts, (users, tables[0]), (items, tables[1]), categories, index)
+
+
+def session_of(path: Path) -> Any:
+    """An ONNX model ready to run on one thread. Raises ValueError when it is damaged."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    content = path.read_bytes()
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the errors of onnxruntime have no class in common but this one
+        raise ValueError(f"{path.name} is no model that can be run: {error}") from error
 
 
 def context_columns(towers: Towers, names: Sequence[str], context: Mapping[str, Any]) -> dict[str, AttributeColumn]:

@@ -46,6 +46,13 @@ HELD_OUT, MOST_HELD_OUT = 0.1, 2_048
 RECALL_AT, PATIENCE = 100, 2
 UNKNOWN_USER = 0.5
 """The share of training rows whose user id is hidden, so that newcomers get a vector that was learned for them."""
+UNIFORM = 0.5
+"""Items drawn uniformly as further negatives, per positive (mixed negative sampling; Yang et al., WWW 2020): without
+them nobody ever learns that an item which no one acted on is not wanted."""
+HISTORY_DROPPED = 0.5
+"""The share of each history that is hidden in training, so that no single item decides."""
+WEIGHT_DECAY = 0.01
+OLD_SHARE, HALF_AGE = 0.2, 0.1
 BLOCK = 4_096
 
 
@@ -126,6 +133,7 @@ class Fitting:
     items: Side
     positive: Tensor
     log_q: Tensor
+    weight: Tensor
     generator: torch.Generator
 
     def loss(self, rows: Tensor) -> Tensor:
@@ -133,15 +141,21 @@ class Fitting:
         known, positive = self.users.take(rows), self.positive[rows]
         hidden = torch.rand(len(rows), generator=self.generator) < UNKNOWN_USER
         user = Side(known.id.masked_fill(hidden, 0), known.bags, known.numbers)
-        distinct, place = torch.unique(positive, return_inverse=True)
+        size = (int(UNIFORM * len(rows)),)
+        uniform = torch.randint(len(self.items.id), size, generator=self.generator)
+        distinct, place = torch.unique(torch.cat([positive, uniform]), return_inverse=True)
+        place = place[: len(rows)]
         vectors = self.model.item_vectors(self.items.take(distinct))
-        logits = self.model.user_vectors(user, self.history[rows]) @ vectors.T / self.spec.temperature
+        history = self.history[rows]
+        dropped = torch.rand(history.shape, generator=self.generator) < HISTORY_DROPPED
+        logits = self.model.user_vectors(user, history.masked_fill(dropped, 0)) @ vectors.T / self.spec.temperature
         # each distinct item stands once for all its occurrences in the batch: Q is its probability to be there at all
         logits = logits - self.log_q[distinct]
         same_user = (known.id[:, None] == known.id[None, :]) & (known.id[:, None] > 0)
         liked = torch.zeros(len(rows), len(distinct)).index_add_(1, place, same_user.float()) > 0
         liked[torch.arange(len(rows)), place] = False
-        return functional.cross_entropy(logits.masked_fill(liked, -math.inf), place)
+        losses = functional.cross_entropy(logits.masked_fill(liked, -math.inf), place, reduction="none")
+        return (losses * self.weight[rows]).mean()
 
     def item_vectors(self) -> Tensor:
         """Every item's vector, shape (m, d)."""
@@ -233,8 +247,10 @@ def prepared(
     history = places_in(item.ids, np.ascontiguousarray(examples.history).view(np.uint64))
     positive = places_in(item.ids, examples.item) - 1
     counts = np.bincount(positive, minlength=len(item.ids))
-    # the probability to be in a batch at least once
-    appears = -np.expm1(min(spec.batch, len(examples)) * np.log1p(-np.minimum(counts / len(examples), 1 - 1e-9)))
+    # the probability to be in a batch at least once, as a positive or drawn uniformly
+    batch, shares = min(spec.batch, len(examples)), np.minimum(counts / len(examples), 1 - 1e-9)
+    absent = batch * np.log1p(-shares) + int(UNIFORM * batch) * np.log1p(-min(1 / len(counts), 1 - 1e-9))
+    appears = -np.expm1(absent)
     fitting = Fitting(
         spec,
         TwoTowers(towers[0], towers[1], history.shape[1]),
@@ -243,9 +259,22 @@ def prepared(
         item.encode(items.hashes, items.columns),
         torch.from_numpy(positive),
         torch.from_numpy(np.log(np.maximum(appears, 1e-12)).astype(np.float32)),
+        torch.from_numpy(recency(examples.at)),
         generator,
     )
     return fitting, (user, item)
+
+
+def recency(at: NDArray[np.int64]) -> NDArray[np.float32]:
+    """How much each example counts, 1 on average: what is popular moves on, so the newest count most.
+
+    Age is measured in examples, not in days, so that slow and fast catalogues are treated alike; the oldest keep a
+    share, because tastes last longer than fashions.
+    """
+    age = np.empty(len(at))
+    age[np.argsort(at, kind="stable")] = np.arange(len(at))[::-1] / len(at)
+    weights = OLD_SHARE + (1 - OLD_SHARE) * 2.0 ** (-age / HALF_AGE)
+    return np.asarray(weights / weights.mean(), np.float32)
 
 
 def fit(
@@ -280,7 +309,9 @@ def optimisers_of(model: TwoTowers, learning_rate: float) -> list[torch.optim.Op
     """Adam; its sparse form for tables whose gradients are sparse."""
     sparse = [p for p in (model.user.ids, model.item.ids, model.worth) if len(p) >= SPARSE_FROM]
     dense = [p for p in model.parameters() if all(p is not other for other in sparse)]
-    optimisers: list[torch.optim.Optimizer] = [torch.optim.Adam(dense, lr=learning_rate, fused=True)]
+    optimisers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(dense, lr=learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
+    ]
     if sparse:
         optimisers.append(torch.optim.SparseAdam(sparse, lr=learning_rate))
     return optimisers
@@ -309,7 +340,7 @@ def write(spec: TwoTower, fitting: Fitting, encodings: tuple[Encoding, Encoding]
 
 def parts_of(rows: Tensor, size: int) -> tuple[Tensor, ...]:
     """Rows, at most `size` at a time."""
-    return torch.split(rows, size)  # type: ignore[no-untyped-call, no-any-return]
+    return torch.split(rows, size)
 
 
 @contextmanager
