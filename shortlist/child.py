@@ -34,6 +34,7 @@ class Child:
         assert self.process.stdout is not None
         self.url = self.process.stdout.readline().strip()
         if not self.url:
+            self.process.stdout.close()
             self.process.wait()
             raise ChildError(f"the service did not start: {self.last_words()}")
 

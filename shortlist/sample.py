@@ -23,7 +23,6 @@ WORLD_PROJECT = '''"""The simulated world's own project: its declarations are in
 
 from shortlist.simulation.project import project as project
 '''
-WORLD_USERS, WORLD_ITEMS, WORLD_EVENTS, WORLD_DAYS = 1_000, 2_000, 150_000, 60
 
 Share = Callable[[float], None]
 """Told the share of the events that is in the log."""
@@ -82,12 +81,15 @@ class Films:
 class Simulated:
     """Users with hidden tastes who click. The world is the same every time; only its days move."""
 
-    seed: int = 0
+    users: int = 1_000
+    items: int = 2_000
+    events: int = 150_000
+    days: int = 60
 
     @property
     def about(self) -> str:
         """Its size."""
-        return f"the simulated world: {WORLD_ITEMS:,} items, {WORLD_USERS:,} users who click as they please"
+        return f"the simulated world: {self.items:,} items, {self.users:,} users who click as their tastes have it"
 
     def write_project(self, folder: Path) -> None:
         """A file that names the world's project."""
@@ -98,9 +100,9 @@ class Simulated:
         from shortlist.simulation.generate import generate
         from shortlist.simulation.world import World
 
-        start = int(time.time() * 1000) // DAY_MS * DAY_MS - WORLD_DAYS * DAY_MS
-        world = World(self.seed, WORLD_USERS, WORLD_ITEMS, start=start, days=WORLD_DAYS)
-        generate(world, log, WORLD_EVENTS, self.seed, progress=lambda done, of: share(done / of))
+        start = (int(time.time() * 1000) // DAY_MS - self.days) * DAY_MS
+        world = World(0, self.users, self.items, start=start, days=self.days)
+        generate(world, log, self.events, 0, progress=lambda done, of: share(done / of))
 
 
 def choose(data: Path | None, say: Callable[[str], None]) -> Sample:

@@ -1,0 +1,251 @@
+"""The command line, on a real project: what it prints, what it leaves behind, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pyarrow.parquet as pq
+import pytest
+
+from shortlist.cli import commands, main
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The starter project, as `init` makes it, with a release."""
+    folder = tmp_path_factory.mktemp("projects") / "shelf"
+    assert main(["init", str(folder)]) == 0
+    assert main(["validate", "-p", str(folder)]) == 0
+    assert main(["train", "-p", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Path:
+    """The starter project without a release."""
+    assert main(["init", str(tmp_path / "fresh")]) == 0
+    return tmp_path / "fresh"
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out
+
+
+def walk(group: click.Group, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+    for name, command in group.commands.items():
+        found += walk(command, (*prefix, name)) if isinstance(command, click.Group) else [(*prefix, name)]
+    return found
+
+
+@pytest.mark.parametrize("path", walk(commands), ids=" ".join)
+def test_every_command_explains_itself(path: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*path, "--help"]) == 0
+    text = printed(capsys)
+    assert text.startswith(f"Usage: shortlist {' '.join(path)}")
+    assert len(text.splitlines()[2].strip()) > 20
+
+
+def test_a_file_that_init_wrote_is_a_whole_project(fresh: Path) -> None:
+    names = {path.name for path in fresh.iterdir()}
+    assert {"project.py", "shortlist.toml", "README.md", "events.jsonl", "data"} == names
+    last = max(json.loads(line)["at"] for line in (fresh / "events.jsonl").read_text("utf-8").splitlines())
+    assert 0 < time.time() * 1000 - last < 2 * 3_600_000
+
+
+def test_init_does_not_write_over_anything(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", str(fresh)]) == 2
+    assert "not empty" in capsys.readouterr().err
+
+
+def test_validate_finds_every_mistake(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = fresh / "project.py"
+    file.write_text(file.read_text("utf-8").replace('share("book.author")', 'share("book.autor")').replace("1.0", "-1"))
+    (fresh / "shortlist.toml").write_text("prot = 1\n")
+    assert main(["validate", "-p", str(fresh)]) == 1
+    said = capsys.readouterr().err
+    assert "project.py:" in said
+    assert "author" in said
+    assert "above 0" in said
+    assert main(["validate", "-p", str(fresh), "--json"]) == 1
+    document = json.loads(printed(capsys))
+    assert not document["ok"]
+    assert {"place", "found", "expected"} == set(document["problems"][0])
+
+
+def test_settings_are_validated_too(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (fresh / "shortlist.toml").write_text("prot = 1\n")
+    assert main(["validate", "-p", str(fresh)]) == 1
+    assert "did you mean 'port'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nonsense"], "No such command"),
+        (["train", "--sead", "1"], "--seed"),
+        (["train", "-p", "/nowhere/at/all"], "does not exist"),
+        (["serve", "--port", "70000"], "70000"),
+        (["ingest"], "Missing argument"),
+        (["recommend", "-k", "0", "ada"], "0"),
+    ],
+)
+def test_wrong_use_is_exit_code_2(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_where_there_is_no_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train"]) == 2
+    assert "shortlist init" in capsys.readouterr().err
+
+
+def test_what_cannot_be_done_is_said_without_a_traceback(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["promote"], ["rollback"], ["evaluate"], ["recommend", "ada"]):
+        assert main([*command, "-p", str(fresh)]) == 1
+        assert "error: " in capsys.readouterr().err
+    (fresh / "data" / "log.db").write_bytes(b"this is no database at all" * 100)
+    assert main(["log", "info", "-p", str(fresh)]) == 1
+    assert "log.db" in capsys.readouterr().err
+
+
+def test_ingest_takes_files_once_and_says_what_it_refused(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "userId,movieId,when,zip,rating\nada,dune,2026-01-02T03:04:05Z,1,4\nben,solaris,2026-01-02,2,four\n"
+    (fresh / "ratings.csv").write_text(rows)
+    mapped = [
+        part for pair in ("reader=userId", "book=movieId", "at=when", "stars=rating") for part in ("--column", pair)
+    ]
+    command = ["ingest", str(fresh / "ratings.csv"), "-p", str(fresh), "--kind", "finish", *mapped]
+    assert main(command) == 1
+    done = capsys.readouterr()
+    assert "ratings.csv:3: " in done.err
+    assert "four" in done.err
+    assert main([*command, "--json"]) == 0
+    (document,) = json.loads(printed(capsys))
+    assert (document["accepted"], document["resumed_at"]) == (0, 1)
+    assert main(["log", "tail", "-n", "1", "-p", str(fresh)]) == 0
+    event = json.loads(printed(capsys))
+    assert {"kind": "finish", "reader": "ada", "book": "dune", "stars": 4}.items() <= event.items()
+    assert event["at"] == event["received"] == 1_767_323_045_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--column", "book"], "NAME=COLUMN"),
+        (["--column", "book=moveId"], "did you mean 'movieId'?"),
+        (["--column", "bok=movieId"], "did you mean 'book'?"),
+        ([], "no kind of event has a key or field"),
+    ],
+)
+def test_a_wrong_mapping_is_named(
+    fresh: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (fresh / "ratings.csv").write_text("reader,movieId,at\nada,dune,1\n")
+    assert main(["ingest", str(fresh / "ratings.csv"), "-p", str(fresh), "--kind", "open", *arguments]) in (1, 2)
+    assert said in capsys.readouterr().err
+
+
+def test_the_log_is_described_and_verified(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["log", "info", "-p", str(shelf)]) == 0
+    assert "517 events about 26 books, 24 readers" in printed(capsys)
+    assert main(["log", "info", "-p", str(shelf), "--json"]) == 0
+    assert json.loads(printed(capsys))["labels"]["gains"] == {"1.0": 197}
+    assert main(["log", "verify", "-p", str(shelf), "--json"]) == 0
+    assert json.loads(printed(capsys))["events"] == 517
+
+
+def test_a_damaged_log_fails_verification(fresh: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = fresh / "data" / "log.db"
+    content = bytearray(file.read_bytes())
+    spot = content.find(b"ARROW1")
+    spot = spot if spot > 0 else content.find(b"colour-magic")
+    assert spot > 0
+    content[spot + 400] ^= 0xFF
+    file.write_bytes(bytes(content))
+    assert main(["log", "verify", "-p", str(fresh)]) == 1
+    assert "error: " in capsys.readouterr().err
+
+
+def test_the_report_of_a_release(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "-p", str(shelf)]) == 0
+    text = printed(capsys)
+    for word in ("popularity", "logistic regression", "lambdamart", "two stage", "held-out positives", "not retrieved"):
+        assert word in text
+    assert main(["evaluate", "-p", str(shelf), "--json"]) == 0
+    document = json.loads(printed(capsys))
+    assert document["methods"]["popularity"]["ndcg@10"].keys() == {"value", "low", "high"}
+
+
+def test_promote_and_roll_back(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["releases", "-p", str(shelf), "--json"]) == 0
+    first = json.loads(printed(capsys))[0]["version"]
+    assert main(["train", "-p", str(shelf), "--seed", "1", "--json"]) == 0
+    second = json.loads(printed(capsys))
+    assert second["champion"] == first
+    assert main(["promote", second["version"], "--force", "-p", str(shelf), "--json"]) == 0
+    assert json.loads(printed(capsys)) == {"champion": second["version"], "previous": first}
+    assert main(["rollback", "-p", str(shelf), "--reason", "a test", "--json"]) == 0
+    assert json.loads(printed(capsys))["champion"] == first
+    assert main(["releases", "-p", str(shelf)]) == 0
+    assert "champion" in printed(capsys)
+
+
+def test_recommend_answers_for_anybody(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = []
+    for user in ("ada", "nobody-ever", "日本" * 200):
+        assert main(["recommend", user, "-k", "3", "-p", str(shelf), "--json"]) == 0
+        answers.append([shown["item"] for shown in json.loads(printed(capsys))["items"]])
+    assert [len(answer) for answer in answers] == [3, 3, 3]
+    assert answers[0] != answers[1]
+    assert main(["recommend", "ada", "-k", "100", "--explain", "-p", str(shelf)]) == 0
+    assert "popular_rank" in printed(capsys)
+
+
+def test_a_training_set_is_written(shelf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dataset", str(tmp_path / "rows.parquet"), "-p", str(shelf), "--json"]) == 0
+    document = json.loads(printed(capsys))
+    table = pq.read_table(tmp_path / "rows.parquet")
+    assert table.num_rows == document["rows"] > 0
+    assert {"part", "gain", "request", "book_stars", "two_tower_score"} <= set(table.column_names)
+
+
+def test_an_audit_without_vectors_proves_nothing(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", "-p", str(shelf), "--json"]) == 1
+    assert json.loads(printed(capsys))["vectors"] == 0
+
+
+def test_a_turn_promotes_only_what_passes(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["turn", "-p", str(shelf), "--seed", "2", "--json"]) == 0
+    document = json.loads(printed(capsys))
+    assert document["champion"] == document["version"]
+    file = shelf / "project.py"
+    sound = file.read_text("utf-8")
+    guarded = sound.replace(
+        'proxies={"finish": 1.0}', 'proxies={"finish": 1.0}, guardrails=(Guardrail("ndcg@10", at_least=0.999),)'
+    )
+    try:
+        file.write_text(guarded.replace("    EventType,\n", "    EventType,\n    Guardrail,\n"), "utf-8")
+        assert main(["turn", "-p", str(shelf), "--seed", "3", "--json"]) == 1
+        refused = json.loads(printed(capsys))
+        assert refused["champion"] == document["version"]
+        assert "ndcg@10" in refused["failed"][0]
+        assert main(["promote", refused["version"], "-p", str(shelf)]) == 1
+        assert "not promoted" in capsys.readouterr().err
+    finally:
+        file.write_text(sound, "utf-8")
+
+
+def test_the_reader_of_our_output_may_leave(shelf: Path) -> None:
+    command = f"{sys.executable} -m shortlist log tail -n 500 -p {shelf} | head -n 1"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)
+    assert done.stderr == ""
