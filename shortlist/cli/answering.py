@@ -20,7 +20,7 @@ from shortlist.terminal import print_table
 @click.option("--host", help="Where to listen (default: the setting `host`).")
 @click.option("--port", type=click.IntRange(0, 65_535), help="0 takes a free one (default: the setting `port`).")
 def serve(path: Path, host: str | None, port: int | None) -> int:
-    """Answer over HTTP until interrupted. The documentation is at /docs."""
+    """Answer over HTTP until interrupted. See /docs there."""
     workplace = open_workplace(path)
     from shortlist.serving.running import serve as run
 
@@ -38,7 +38,7 @@ def serve(path: Path, host: str | None, port: int | None) -> int:
 @takes_project
 @takes_json
 def recommend(user: str, k: int, explain: bool, path: Path, as_json: bool) -> int:
-    """What the champion shows to USER now, as the service answers it. Nothing is logged."""
+    """What the champion shows to USER now. Nothing is logged."""
     workplace = open_workplace(path)
     question = {"user": user, "k": k, "explain": explain, "log": False}
     with service(workplace) as url:
@@ -98,7 +98,10 @@ def service(workplace: Workplace) -> Iterator[str]:
 @takes_project
 @takes_json
 def audit(path: Path, as_json: bool) -> int:
-    """Replay the log and compare every logged feature vector, bit by bit. Exit code 1 unless all agree."""
+    """Compare every logged feature vector with a replay of the log.
+
+    Bit by bit; exit code 1 unless all agree.
+    """
     workplace = open_workplace(path)
     from shortlist.monitoring.skew import audit as compare
 

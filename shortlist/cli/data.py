@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @takes_project
 @takes_json
 def ingest(files: tuple[Path, ...], kind: str, columns: tuple[str, ...], path: Path, as_json: bool) -> int:
-    """Add history from files: JSON lines, CSV, Parquet or Arrow, told by the ending.
+    """Add history from JSON lines, CSV, Parquet or Arrow files.
 
     Each file's events are added once: a file that was interrupted goes on where it stopped. Exit code 1 when events
     were refused.
@@ -87,7 +87,10 @@ def show_imported(done: list[Imported]) -> None:
 @takes_json
 @click.option("--seed", default=0, show_default=True, help="For the negatives that are drawn.")
 def dataset(out: Path, path: Path, as_json: bool, seed: int) -> int:
-    """Write the rankers' training set to a Parquet file: one row per user and item, features as of that moment."""
+    """Write the rankers' training set to a Parquet file.
+
+    One row per request and item: its gain, and every feature as it was at that moment.
+    """
     workplace = open_workplace(path)
     from shortlist.training.dataset import write_dataset
 
@@ -193,4 +196,4 @@ def verify(path: Path, as_json: bool) -> int:
     return 0
 
 
-COMMANDS = (ingest, dataset, log)
+COMMANDS = (ingest, log, dataset)

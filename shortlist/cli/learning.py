@@ -24,7 +24,7 @@ REASON = click.option("--reason", default="by hand", show_default=True, help="Ke
 @SEED
 @takes_json
 def train(path: Path, seed: int, as_json: bool) -> int:
-    """Train on the log, measure on its last fifth, publish a release.
+    """Learn from the log, measure on its last fifth, publish.
 
     The first release serves at once; a later one when it is promoted.
     """
@@ -82,7 +82,7 @@ def finish(turned: Turn, as_json: bool) -> int:
 @takes_project
 @takes_json
 def evaluate(version: str, path: Path, as_json: bool) -> int:
-    """The report of a release: its quality on held-out data, and where the held-out positives were lost.
+    """Show how good a release is, and where the rest was lost.
 
     VERSION is a version, champion, previous or latest. Exit code 1 when it does not pass the checks.
     """
@@ -106,7 +106,10 @@ def evaluate(version: str, path: Path, as_json: bool) -> int:
 @takes_project
 @takes_json
 def promote(version: str, reason: str, force: bool, path: Path, as_json: bool) -> int:
-    """Make a release the champion: a running service swaps to it. Refused when a check fails."""
+    """Make a release the champion; a running service swaps to it.
+
+    Refused when a check fails.
+    """
     pointer = open_workplace(path).registry().promote(version, reason, force)
     say_champion(pointer.champion, pointer.previous, as_json)
     return 0
@@ -135,7 +138,7 @@ def say_champion(champion: str | None, previous: str | None, as_json: bool) -> N
 @takes_project
 @takes_json
 def releases(path: Path, as_json: bool) -> int:
-    """The published releases, newest first."""
+    """List the published releases, newest first."""
     registry = open_workplace(path).registry()
     pointer = registry.pointer()
     found = [registry.fetch(version) for version in registry.versions()]

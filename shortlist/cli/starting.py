@@ -26,7 +26,7 @@ from shortlist.framing.problems import ProjectError
 @click.option("--once", is_flag=True, help="Stop after one answer over HTTP.")
 @takes_json
 def demo(data: Path | None, folder: Path, port: int, once: bool, as_json: bool) -> int:
-    """From events to ten films: the whole of Shortlist once, on real ratings.
+    """See the whole of it once: from events to ten films.
 
     Without --data it fetches MovieLens latest-small from its publisher, or simulates users when there is no internet.
     """
@@ -38,7 +38,7 @@ def demo(data: Path | None, folder: Path, port: int, once: bool, as_json: bool) 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 def init(folder: Path) -> int:
-    """Make a project to start from, with a tiny catalogue and its events."""
+    """Make a project to start from, with a tiny catalogue."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise click.UsageError(f"{folder} exists and is not empty; name a new folder")
     from shortlist.starter import make
@@ -53,7 +53,7 @@ def init(folder: Path) -> int:
 @takes_project
 @takes_json
 def validate(path: Path, as_json: bool) -> int:
-    """Check the project and its settings; every mistake at once, with its place."""
+    """Check the project; every mistake at once, with its line."""
     try:
         workplace = open_workplace(path)
     except ProjectError as error:
