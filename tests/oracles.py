@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -14,7 +14,7 @@ from shortlist.features.windows import attribute_of, window_of
 
 Events = Sequence[Mapping[str, Any]]
 Key = tuple[str, ...]
-COMPARE = {
+COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
     "in": lambda value, constants: value in constants,
 }  # fmt: skip
@@ -50,7 +50,8 @@ def aggregate(log: Events, feature: Aggregate, key: Key, position: int, now: int
     events = stream(log, feature, key, position)
     window = window_of(feature)
     if window:
-        first, last = (now - window.length) // window.hop, now // window.hop
+        head = max((event["at"] // window.hop for event in events), default=0)
+        first, last = max((now - window.length) // window.hop, head - window.ring + 1), now // window.hop
         events = [event for event in events if first <= event["at"] // window.hop <= last]
     if feature.value is not None:
         events = [event for event in events if event.get(feature.value) is not None]
@@ -122,7 +123,8 @@ def feature(log: Events, asked: Aggregate | Ratio, ids: Mapping[str, str], posit
 
 def late(log: Events, asked: Aggregate, position: int) -> int:
     """How many events found the ring of their own key past them."""
-    window, heads, count = window_of(asked), {}, 0
+    window, count = window_of(asked), 0
+    heads: dict[Key, int] = {}
     assert window is not None
     for offset, event in enumerate(log[:position]):
         if event["kind"] == asked.stream.event.kind:

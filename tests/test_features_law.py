@@ -111,7 +111,8 @@ happened = st.one_of(
 timed = st.tuples(happened, st.sampled_from(STEPS), st.sampled_from(AHEAD), st.booleans())
 asked = st.tuples(
     st.sampled_from(["u0", "u1", "ünïcode", "stranger"]), st.sampled_from(["f0", "f1", "f2", "unseen"]),
-    st.sampled_from([0.0, 0.3, 0.6, 0.9, 1.0, 1.0]), st.sampled_from([0, 0, 1, 299_999, HOUR, 3 * DAY]),
+    st.sampled_from([0.0, 0.3, 0.6, 0.9, 1.0, 1.0]),
+    st.sampled_from([0, 0, 1, 299_999, HOUR, 3 * DAY, -HOUR, -8 * DAY]),
 )  # fmt: skip
 
 
@@ -127,7 +128,10 @@ def crowded(seed: int, length: int, span: int) -> list[Any]:
         if kind != "user":
             event["film"] = rng.choice(["f0", "f1", "f2", *(f"g{n}" for n in range(span))])
         if kind == "watch":
-            event |= {"seconds": rng.choice([None, 0.0, -1.5, 2.0, 0.1, 3.25]), "finished": rng.choice([None, True, False])}
+            event |= {
+                "seconds": rng.choice([None, 0.0, -1.5, 2.0, 0.1, 3.25]),
+                "finished": rng.choice([None, True, False]),
+            }
             event["device"] = rng.choice([None, "tv", "web", "phone", *(f"d{n}" for n in range(4 * span))])
         if kind == "click":
             event["x"] = rng.randrange(4)
@@ -164,7 +168,7 @@ class History:
             self.received.append(clock)
 
     def rows(self, drawn: list[Any]) -> list[tuple[str, str, int, int]]:
-        """Drawn questions: (user, film, position, now), never asked before what is known was received."""
+        """Drawn questions: (user, film, position, now); some ask for a time before what is known was received."""
         found = []
         for who, what, part, after in drawn:
             position = round(part * len(self.events))
@@ -245,9 +249,7 @@ def test_replay_is_live_is_the_oracle(drawn: list[Any], questions: list[Any], si
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=SLOW)
-@given(
-    drawn=logs, cut=st.floats(0, 1), times=st.lists(st.integers(START, START + 99 * DAY))
-)
+@given(drawn=logs, cut=st.floats(0, 1), times=st.lists(st.integers(START, START + 99 * DAY)))
 def test_a_snapshot_midway_changes_nothing(drawn: list[Any], cut: float, times: list[int]) -> None:
     history = History(drawn)
     middle = round(cut * history.log.position)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,12 +34,12 @@ class Growing:
     """A numpy array that is appended to in amortised constant time."""
 
     def __init__(self, dtype: type, fill: float = 0) -> None:
-        self._block = np.full(64, fill, dtype)
+        self._block: NDArray[Any] = np.full(64, fill, dtype)
         self._fill = fill
         self.size = 0
 
     @property
-    def values(self) -> NDArray[np.generic]:
+    def values(self) -> NDArray[Any]:
         """What was appended; a view."""
         return self._block[: self.size]
 
@@ -50,7 +51,7 @@ class Growing:
             self._block = block
         self.size = size
 
-    def extend(self, values: NDArray[np.generic]) -> None:
+    def extend(self, values: NDArray[Any]) -> None:
         """Append."""
         before = self.size
         self.resize(before + len(values))
@@ -164,7 +165,7 @@ class Entities:
         """False for each entity that an event took out of the catalogue."""
         numbers = self.attribute("available")
         assert isinstance(numbers, np.ndarray)
-        return numbers != 0.0
+        return np.asarray(numbers != 0.0)
 
     def index_of(self, ids: Ids) -> NDArray[np.int32]:
         """The index of each id (or hash of an id), -1 where it is unknown."""
@@ -202,8 +203,8 @@ class Entities:
             attribute.latest.resize(len(self) + 1)
         told = batch.of_kind(name)
         if told.any():
-            for attribute in self.attributes:
-                self._set(batch, attribute, rows, told)
+            for known in self.attributes:
+                self._set(batch, known, rows, told)
 
     def forget_history(self) -> None:
         """Drop superseded versions of attributes where they are most of what is kept; reads of the past need them."""
@@ -240,6 +241,6 @@ def _first_of_each(owners: NDArray[np.int64], hashes: Hashes) -> NDArray[np.bool
     """True for the first of each value that an owner has; False for its repetitions and for nulls."""
     order = np.lexsort((hashes, owners))
     again = (np.diff(owners[order]) == 0) & (hashes[order][1:] == hashes[order][:-1])
-    kept = hashes != 0
+    kept: NDArray[np.bool_] = np.asarray(hashes != 0)
     kept[order[1:][again]] = False
     return kept

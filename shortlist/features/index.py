@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 from shortlist.features.hashing import Hashes
 
-options = {"cache": True, "nogil": True, "error_model": "numpy"}
+options: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
 @njit("int64(Array(uint64, 1, 'C', readonly=True), uint64[:,::1], int64, boolean, int32[::1], int64[::1])", **options)
@@ -44,7 +46,10 @@ def tally(rows, counts):  # type: ignore[no-untyped-def]
 
 @njit("void(int32[::1], int64[:,::1], int64[::1], int32[::1], int64[:,::1])", **options)
 def scatter(rows, columns, cursor, sorted_rows, records):  # type: ignore[no-untyped-def]
-    """One pass of a stable counting sort: move each event (a column of `columns`) behind the earlier ones of its row."""
+    """One pass of a stable counting sort: move each event (a column of `columns`) behind the earlier ones of its row.
+
+    `cursor` holds where the next event of each row goes; `records` are rows of events.
+    """
     width, length = np.uint64(len(columns)), np.uint64(len(rows))
     flat, out = columns.reshape(-1), records.reshape(-1)
     for i in range(length):
@@ -79,7 +84,7 @@ def version_at(latest, previous, offsets, owners, positions, found):  # type: ig
 
 @njit("void(float64[:,::1], int64[::1], int64[::1], float64[:,::1])", **options)
 def average(values, starts, columns, out):  # type: ignore[no-untyped-def]
-    """`out[columns[c], i]` = the mean of `values[c, starts[i]:starts[i + 1]]`, NaN skipped; NaN where nothing is left."""
+    """`out[columns[c], i]` = the mean of `values[c, starts[i]:starts[i + 1]]`, NaN skipped; NaN where none is left."""
     for c in range(len(columns)):
         for i in range(len(starts) - 1):
             n, mean = 0, 0.0

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from shortlist.events.batch import Batch
 from shortlist.features.definitions import Condition, Stream
+from shortlist.features.descriptors import AT, OFFSET, VALUES
 from shortlist.features.entities import Entities
 from shortlist.features.hashing import EVERYTHING, Hashes, combined, hash_strings
-from shortlist.features.kernels import AT, OFFSET, VALUES
 from shortlist.features.program import Group
 from shortlist.features.windows import attribute_of, type_of
 
@@ -68,7 +68,7 @@ class Intake:
             if condition.comparison == "in":
                 return np.isin(numbers, [float(value) for value in condition.value])
             if condition.comparison == "!=":
-                return (numbers != float(condition.value)) & ~np.isnan(numbers)
+                return np.asarray((numbers != float(condition.value)) & ~np.isnan(numbers))
             return COMPARE[condition.comparison](numbers, float(condition.value))
         strings = self.batch.strings(column)
         if condition.comparison == "in":

@@ -12,92 +12,60 @@ sequence of lanes, each a partial aggregate of one field.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 
-NEVER = -(2**62)
-"""A time before every event."""
-
-# Columns of the tile-set descriptors.
-STREAM, HOP, TILES, RING, BASE, WIDTH, LANES_FROM, LANES_TO, TILESET_FIELDS = range(9)
-# Columns of the lane descriptors: SLOT is the record's column, SIZE a count of entries, HALF_LIFE in ms.
-OP, SLOT, PLACE, NUMERIC, SIZE, HALF_LIFE, LANE_FIELDS = range(7)
-# Columns of the output descriptors: FIRST and SECOND are places of lanes in the tile, DEST a column, EMPTY a word.
-READ, TILESET, FIRST, SECOND, LENGTH, DECAY, DEST, EMPTY, OUTPUT_FIELDS = range(9)
-# Columns of a record before its values; columns of a read.
-OFFSET, AT, VALUES = range(3)
-POSITION, NOW, TO, READ_FIELDS = range(4)
-
-# What a lane does with an event.
-(
-    COUNT, SUM, MIN, MAX, PRESENT, WELFORD, LATEST, EARLIEST, NEWEST, RECENT, REGISTERS, FREQUENT, DECAYED,
-    DECAYED_COUNT,
-) = range(14)  # fmt: skip
-# How an output reads its lanes.
-(
-    READ_TOTAL, READ_MEAN, READ_STD, READ_MIN, READ_MAX, READ_NUMBER, READ_SINCE, READ_DISTINCT, READ_DECAYED,
-    READ_WORD, READ_RECENT, READ_FREQUENT,
-) = range(12)  # fmt: skip
-
-AHEAD, MOST_AHEAD = 1, 512
-"""While one row is read, the one so many places later is fetched: its first words, so many of them."""
-
-HEADER = 3
-"""Words of a windowed tile set before its ring."""
-
-options = {"nogil": True, "error_model": "numpy"}
-inner = njit(**options, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-
-
-def pointer(dtype: Any) -> Any:
-    """An intrinsic that gives an array's data as a pointer to `dtype`.
-
-    Inner functions work on pointers: passing arrays to them would count references with two atomic instructions per
-    array and event, which cost more than the event. The caller of `walk` keeps the arrays alive.
-    """
-
-    @intrinsic
-    def data(context, array):  # type: ignore[no-untyped-def]
-        def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            struct = context.make_array(signature.args[0])(context, builder, arguments[0])
-            return builder.bitcast(struct.data, context.get_value_type(dtype).as_pointer())
-
-        return types.CPointer(dtype)(array), codegen
-
-    return data
-
-
-@intrinsic
-def prefetch(context, data, index):  # type: ignore[no-untyped-def]
-    """Ask for the cache line of `data[index]`, to be read soon."""
-
-    def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        address = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), ir.IntType(8).as_pointer())
-        hint = [ir.Constant(ir.IntType(32), number) for number in (0, 3, 1)]  # to read, keep in all levels, data
-        kind = ir.FunctionType(ir.VoidType(), [address.type, *(number.type for number in hint)])
-        builder.call(builder.module.declare_intrinsic("llvm.prefetch", [address.type], kind), [address, *hint])
-        return context.get_dummy_value()
-
-    return types.void(data, index), codegen
-
-
-integers, reals, octets_of = pointer(types.int64), pointer(types.float64), pointer(types.uint8)
-rows_of = pointer(types.int32)
-
-
-@inner
-def mixed(word):  # type: ignore[no-untyped-def]
-    """The 64-bit finaliser of MurmurHash3: every input bit moves every output bit."""
-    h = np.uint64(word)
-    h ^= h >> np.uint64(33)
-    h *= np.uint64(0xFF51AFD7ED558CCD)
-    h ^= h >> np.uint64(33)
-    h *= np.uint64(0xC4CEB9FE1A85EC53)
-    return h ^ (h >> np.uint64(33))
+from shortlist.features.descriptors import (
+    AHEAD,
+    AT,
+    BASE,
+    COUNT,
+    DECAY,
+    DEST,
+    FIRST,
+    HALF_LIFE,
+    HEADER,
+    HOP,
+    LANE_FIELDS,
+    LANES_FROM,
+    LANES_TO,
+    LENGTH,
+    MAX,
+    MIN,
+    MOST_AHEAD,
+    NEVER,
+    NOW,
+    NUMERIC,
+    OFFSET,
+    OP,
+    OUTPUT_FIELDS,
+    PLACE,
+    POSITION,
+    READ,
+    READ_DECAYED,
+    READ_DISTINCT,
+    READ_FIELDS,
+    READ_MAX,
+    READ_MEAN,
+    READ_MIN,
+    READ_NUMBER,
+    READ_SINCE,
+    READ_STD,
+    READ_TOTAL,
+    RING,
+    SECOND,
+    SIZE,
+    SLOT,
+    STREAM,
+    SUM,
+    TILES,
+    TILESET,
+    TILESET_FIELDS,
+    TO,
+    WIDTH,
+)
+from shortlist.features.lanes import deviation, distinct, folded, inner, listed, options, total
+from shortlist.features.pointers import integers, octets_of, prefetch, reals, rows_of
 
 
 @inner
@@ -146,118 +114,6 @@ def tile_of(tilesets, t, state, row, at, late):  # type: ignore[no-untyped-def]
 
 
 @inner
-def recent_inserted(state, a, size, at, word):  # type: ignore[no-untyped-def]
-    """Insert into the newest `size` values at `a`: used, newest slot, then (at, value) in a circle; ties: later first."""
-    used, newest = state[a], state[a + 1]
-    entries = a + 2
-    rank = 0
-    while rank < used:
-        slot = newest - rank if newest >= rank else newest - rank + size
-        if state[entries + 2 * slot] <= at:
-            break
-        rank += 1
-    if rank == size:
-        return
-    newest = newest + 1 if newest + 1 < size else 0
-    for k in range(rank):
-        slot = newest - k if newest >= k else newest - k + size
-        older = slot - 1 if slot >= 1 else size - 1
-        state[entries + 2 * slot] = state[entries + 2 * older]
-        state[entries + 2 * slot + 1] = state[entries + 2 * older + 1]
-    slot = newest - rank if newest >= rank else newest - rank + size
-    state[entries + 2 * slot] = at
-    state[entries + 2 * slot + 1] = word
-    state[a + 1] = newest
-    state[a] = min(used + 1, size)
-
-
-@inner
-def frequent_counted(state, a, size, word):  # type: ignore[no-untyped-def]
-    """Space-Saving (Metwally et al. 2005): `size` (value, count) pairs; an unseen value takes over the least counted."""
-    least = 0
-    for k in range(size):
-        count = state[a + 2 * k + 1]
-        if count == 0 or state[a + 2 * k] == word:
-            state[a + 2 * k] = word
-            state[a + 2 * k + 1] = count + 1
-            return
-        if count < state[a + 2 * least + 1]:
-            least = k
-    state[a + 2 * least] = word
-    state[a + 2 * least + 1] += 1
-
-
-@inner
-def register_raised(octets, a, size, word):  # type: ignore[no-untyped-def]
-    """HyperLogLog (Flajolet et al. 2007): the first bits of the hash choose a register, the rest its rank."""
-    h = mixed(word)
-    bits = 0
-    while (1 << bits) < size:
-        bits += 1
-    place = np.int64(h >> np.uint64(64 - bits))
-    rest = (h << np.uint64(bits)) | (np.uint64(1) << np.uint64(bits - 1))
-    rank = 1
-    while rest >> np.uint64(63) == np.uint64(0):
-        rest <<= np.uint64(1)
-        rank += 1
-    if rank > octets[8 * a + place]:
-        octets[8 * a + place] = rank
-
-
-@inner
-def welford_added(real, a, x):  # type: ignore[no-untyped-def]
-    """Welford's update of (n, mean, sum of squared differences)."""
-    n = real[a] + 1.0
-    difference = x - real[a + 1]
-    real[a] = n
-    real[a + 1] += difference / n
-    real[a + 2] += difference * (x - real[a + 1])
-
-
-@inner
-def decayed_added(state, real, a, half_life, at, x):  # type: ignore[no-untyped-def]
-    """Add `x` to a sum kept as of its latest event: (latest at, sum)."""
-    latest = state[a]
-    if latest == NEVER:
-        state[a] = at
-        real[a + 1] = x
-    elif at >= latest:
-        state[a] = at
-        real[a + 1] = real[a + 1] * np.exp2((latest - at) / half_life) + x
-    else:
-        real[a + 1] += x * np.exp2((at - latest) / half_life)
-
-
-@inner
-def folded(op, state, real, octets, a, size, half_life, at, x, word):  # type: ignore[no-untyped-def]
-    """Fold a value that is not missing (`x` as a number, `word` as its bits) into a lane of the larger kind at `a`."""
-    if op == PRESENT:
-        real[a] += 1.0
-    elif op == NEWEST:
-        state[a] = max(state[a], at)
-    elif op == WELFORD:
-        welford_added(real, a, x)
-    elif op == LATEST:
-        if at >= state[a]:
-            state[a] = at
-            state[a + 1] = word
-    elif op == EARLIEST:
-        if state[a] == NEVER or at < state[a]:
-            state[a] = at
-            state[a + 1] = word
-    elif op == RECENT:
-        recent_inserted(state, a, size, at, word)
-    elif op == REGISTERS:
-        register_raised(octets, a, size, word)
-    elif op == FREQUENT:
-        frequent_counted(state, a, size, word)
-    elif op == DECAYED:
-        decayed_added(state, real, a, half_life, at, x)
-    else:
-        decayed_added(state, real, a, half_life, at, 1.0)
-
-
-@inner
 def update(tilesets, count, lanes, state, real, octets, row, records, values, record, mask_at, late):  # type: ignore[no-untyped-def]
     """Fold the record that starts at word `record` into the row of state at `row`."""
     at = records[record + AT]
@@ -288,124 +144,20 @@ def update(tilesets, count, lanes, state, real, octets, row, records, values, re
 
 
 @inner
-def total(real, a, end, width, ring, count):  # type: ignore[no-untyped-def]
-    """The sum of one lane over `count` tiles from `a` on, oldest first; `end` is the lane's place behind the ring."""
-    result = 0.0
-    for _ in range(count):
-        result += real[a]
-        a += width
-        if a == end:
-            a -= ring
-    return result
-
-
-@inner
-def deviation(real, a, end, width, ring, count):  # type: ignore[no-untyped-def]
-    """The population standard deviation over tiles by Chan's merge of (n, mean, squares); NaN where there is none."""
-    n, mean, squares = 0.0, 0.0, 0.0
-    for _ in range(count):
-        if real[a] > 0.0:
-            merged = n + real[a]
-            difference = real[a + 1] - mean
-            mean += difference * (real[a] / merged)
-            squares += real[a + 2] + difference * difference * (n * real[a] / merged)
-            n = merged
-        a += width
-        if a == end:
-            a -= ring
-    return np.sqrt(squares / n) if n > 0.0 else np.nan
-
-
-@inner
-def distinct(octets, a, end, width, ring, count, size, merged):  # type: ignore[no-untyped-def]
-    """How many different values the merged registers saw: Ertl's improved estimator (2017), unbiased from 0 on."""
-    for k in range(size):
-        merged[k] = 0
-    for _ in range(count):
-        place = 8 * a
-        for k in range(size):
-            merged[k] = max(merged[k], octets[place + k])
-        a += width
-        if a == end:
-            a -= ring
-    counts = np.zeros(66, np.int64)
-    for k in range(size):
-        counts[merged[k]] += 1
-    if counts[0] == size:
-        return 0.0
-    bits = 0
-    while (1 << bits) < size:
-        bits += 1
-    top = 64 - bits
-    z = 0.0
-    share = 1.0 - counts[top + 1] / size
-    if 0.0 < share < 1.0:
-        y, z, before = 1.0, 1.0 - share, 2.0
-        while z != before:
-            share = np.sqrt(share)
-            before = z
-            y *= 0.5
-            z -= (1.0 - share) * (1.0 - share) * y
-        z = size * z / 3.0
-    for k in range(top, 0, -1):
-        z = 0.5 * (z + counts[k])
-    share = counts[0] / size
-    y, before, empty = 1.0, -1.0, share
-    while empty != before:
-        share *= share
-        before = empty
-        empty += share * y
-        y += y
-    return size / (2.0 * np.log(2.0)) * (size / (z + size * empty))
-
-
-@inner
-def listed(outputs, o, state, a, lists, place):  # type: ignore[no-untyped-def]
-    """Write a list feature from `lists[place]` on, best first, and EMPTY behind its end."""
-    dest, size, wanted = place + outputs[o + DEST], outputs[o + SECOND], outputs[o + LENGTH]
-    written = 0
-    if outputs[o + READ] == READ_WORD:
-        if state[a] != NEVER:
-            lists[dest] = state[a + 1]
-            written = 1
-    elif outputs[o + READ] == READ_RECENT:
-        newest = state[a + 1]
-        while written < state[a]:
-            slot = newest - written if newest >= written else newest - written + size
-            lists[dest + written] = state[a + 2 + 2 * slot + 1]
-            written += 1
-    else:
-        bound, after = np.int64(2**62), np.int64(-1)
-        while written < wanted:
-            best = np.int64(-1)
-            for k in range(size):
-                count = state[a + 2 * k + 1]
-                below = count < bound or (count == bound and k > after)
-                if count > 0 and below and (best < 0 or count > state[a + 2 * best + 1]):
-                    best = k
-            if best < 0:
-                break
-            lists[dest + written] = state[a + 2 * best]
-            bound, after = state[a + 2 * best + 1], best
-            written += 1
-    for k in range(written, wanted):
-        lists[dest + k] = outputs[o + EMPTY]
-
-
-@inner
-def read(tilesets, outputs, count_of, state, real, octets, row, now, out, to, step, copies, apart, lists, list_at, merged):  # type: ignore[no-untyped-def]
+def read(  # type: ignore[no-untyped-def]
+    tilesets, outputs, count_of, state, real, octets, row, now, out, to, step, copies, apart, lists, list_at, merged
+):
     """Write every output as of `now` from the row of state at `row`.
 
     Column c goes to `out[to + c * step]` and `copies` places that lie `apart`, lists from `lists[list_at]` on.
     """
-    last = np.int64(-1)
-    start = first = count = width = ring = end = np.int64(0)
+    last, start, first, count, width, ring, end = -1, 0, 0, 0, 0, 0, 0
     for o in range(0, count_of * OUTPUT_FIELDS, OUTPUT_FIELDS):
         t = outputs[o + TILESET] * TILESET_FIELDS
         if t != last:
             last = t
             start = row + tilesets[t + BASE]
-            first, count, width = start, np.int64(1), tilesets[t + WIDTH]
+            first, count, width = start, 1, tilesets[t + WIDTH]
             ring = width
             if tilesets[t + HOP] > 0:
                 newest = np.int64(np.uint64(now) // np.uint64(tilesets[t + HOP]))
@@ -470,10 +222,10 @@ def read(tilesets, outputs, count_of, state, real, octets, row, now, out, to, st
     cache=True,
     **options,
 )
-def walk(
+def walk(  # type: ignore[no-untyped-def]
     tilesets, lanes, outputs, state, words, keep, event_rows, records, mask_at, read_rows, reads, copies, out, lists,
     late, registers,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Fold events and answer reads, in order.
 
     `event_rows[i]` is the state row of `records[i]` (offset, at, values; column `mask_at` says which streams it is in,
@@ -516,7 +268,7 @@ def walk(
             if keep and j + AHEAD < asked:
                 ahead = np.int64(read_rows_p[j + AHEAD]) * words
                 for word in range(ahead, ahead + min(words, MOST_AHEAD), 8):
-                    prefetch(state_p, word)
+                    prefetch(state_p, word)  # type: ignore[call-arg]
             to = read_p[j * READ_FIELDS + TO]
             read(
                 tileset_p, output_p, len(outputs), state_p, real_p, octets_p, place, read_p[j * READ_FIELDS + NOW],

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shortlist.features import kernels as k
+from shortlist.features import descriptors as k
 from shortlist.features.definitions import Aggregate, Ratio, RequestFeature
 from shortlist.features.program import FeatureSet, Group, Output, over_all_keys
 
@@ -169,7 +169,10 @@ class Planner:
     def _group_plan(self, number: int) -> GroupPlan:
         group = self.features.program.groups[number]
         mine = sorted((o for o in self.outputs if o[0].group == number), key=lambda o: o[0].tileset)
-        descriptors, lists, targets, words = [], [], [], 0
+        descriptors: list[list[int]] = []
+        lists: list[ListPart] = []
+        targets: list[int] = []
+        words = 0
         for output, row, name in mine:
             descriptor = list(output.descriptor)
             if output.length:

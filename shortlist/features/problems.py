@@ -82,10 +82,9 @@ def _key_problems(aggregate: Aggregate, part: str, entities: Mapping[str, Entity
         yield Problem(place, f"by({part!r}), but {name!r} has no attribute {pair[1]!r}", nearest(pair[1], types))
     elif types[pair[1]] not in ("str", "list[str]"):
         yield Problem(place, f"by({part!r}), an attribute of type {types[pair[1]]}", "a key is a str or a list[str]")
-    elif types[pair[1]] == "list[str]" and aggregate.operation in ("last_n", "top_k", "last", "first"):
-        if aggregate.operation in ("last_n", "top_k") or type_of(event, aggregate.value or "") == "str":
-            found = f"{aggregate.operation} by {part!r}, of which one {name} has several values"
-            yield Problem(place, found, "lists have no mean over them; group by an entity or a single-valued attribute")
+    elif types[pair[1]] == "list[str]" and _is_list(aggregate):
+        found = f"{aggregate.operation} by {part!r}, of which one {name} has several values"
+        yield Problem(place, found, "lists have no mean over them; group by an entity or a single-valued attribute")
 
 
 def _value_problems(aggregate: Aggregate, value: str, place: str) -> Iterator[Problem]:

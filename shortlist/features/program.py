@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shortlist.events.schema import Entity, FieldType
-from shortlist.features import kernels as k
+from shortlist.features import descriptors as k
 from shortlist.features.definitions import Aggregate, Feature, Ratio, RequestFeature, Stream, duration_ms
 from shortlist.features.problems import problems
 from shortlist.features.windows import MAX_FUTURE_MS, Window, attribute_types, entity_of, type_of, window_of
@@ -147,9 +147,13 @@ class _GroupBuilder:
         """The finished group and its outputs in the order of `add`."""
         width = k.VALUES + max((len(names) for names in self.values.values()), default=0)
         mask_at = width if len(self.streams) > 1 else 0
-        tilesets, lanes, parts, base = [], [], [], 0
+        tilesets: list[tuple[int, ...]] = []
+        lanes: list[tuple[int, ...]] = []
+        parts: list[NDArray[np.int64]] = []
+        base = 0
         for tiles in self.tilesets:
-            tile, first = [], len(lanes)
+            tile: list[NDArray[np.int64]] = []
+            first = len(lanes)
             for op, slot, numeric, size, half_life in tiles.lanes:
                 lanes.append((op, slot, sum(map(len, tile)), numeric, size, half_life))
                 tile.append(_empty_lane(op, size))
@@ -350,5 +354,6 @@ def _described(feature: Feature) -> Any:
     window = window_of(feature)
     return [
         feature.name, feature.operation, feature.stream.event.kind, conditions, feature.by, feature.value,
-        type_of(feature.stream.event, feature.value or ""), [window.length, window.hop] if window else None, feature.n, feature.half_life, feature.error,
+        type_of(feature.stream.event, feature.value or ""), [window.length, window.hop] if window else None,
+        feature.n, feature.half_life, feature.error,
     ]  # fmt: skip

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from shortlist.events.log import EventLog
 from shortlist.features.columns import Columns, Rows
+from shortlist.features.descriptors import READ_FIELDS
 from shortlist.features.entities import Entities
 from shortlist.features.hashing import Hashes, hashes_of
 from shortlist.features.index import average, scatter, tally
 from shortlist.features.intake import Intake, columns_of, key_hashes, select
-from shortlist.features.kernels import READ_FIELDS, walk
+from shortlist.features.kernels import walk
 from shortlist.features.plan import GroupPlan, Plan, Planner
 from shortlist.features.program import FeatureSet
 from shortlist.features.request import fill_ratios, fill_requests

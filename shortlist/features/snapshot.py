@@ -89,10 +89,11 @@ def adopt(table: FeatureTable, content: Content) -> None:
 def write(path: Path, content: Content) -> None:
     """Write a snapshot so that `path` is at any time either the old file or the whole new one. Raises OSError."""
     arrays = {name: np.ascontiguousarray(array) for name, array in content.arrays.items()}
-    sections, offset = [], 0
+    sections: list[tuple[str, str, tuple[int, ...], int, int]] = []
+    offset = 0
     for name, array in arrays.items():
-        crc = zlib.crc32(memoryview(array).cast("B")) if array.size else 0
-        sections.append([name, array.dtype.str, array.shape, offset, crc])
+        crc = zlib.crc32(_bytes(array))
+        sections.append((name, array.dtype.str, array.shape, offset, crc))
         offset += -(-array.nbytes // PAGE) * PAGE
     header = json.dumps({**content.header, "sections": sections}).encode()
     aside = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -102,7 +103,7 @@ def write(path: Path, content: Content) -> None:
             start = -(-file.tell() // PAGE) * PAGE
             for (_, _, _, place, _), array in zip(sections, arrays.values(), strict=True):
                 file.seek(start + place)
-                file.write(memoryview(array).cast("B") if array.size else b"")
+                file.write(_bytes(array))
             file.truncate(start + offset)
             file.flush()
             os.fsync(file.fileno())
@@ -136,7 +137,7 @@ def load(path: Path, fingerprint: str) -> Content:
         if start + place + count * np.dtype(dtype).itemsize > size:
             raise SnapshotError(f"{path} ends in the middle of {name}; rebuild the table from the log")
         array = np.frombuffer(mapped, dtype, count, start + place).reshape(shape)
-        if array.size and zlib.crc32(memoryview(array).cast("B")) != crc:
+        if zlib.crc32(_bytes(array)) != crc:
             raise SnapshotError(f"{path} is damaged: the checksum of {name} is wrong; rebuild the table from the log")
         arrays[name] = array
     return Content(header, arrays)
@@ -167,3 +168,8 @@ def _names(arrays: Arrays, prefix: str) -> Names:
     names.strings = [text[a:b].decode() for a, b in zip(starts.tolist(), stop.tolist(), strict=True)]
     names.index.insert(hash_strings(pa.array(names.strings, pa.string())))
     return names
+
+
+def _bytes(array: NDArray[Any]) -> memoryview:
+    """A contiguous array as its bytes; no copy."""
+    return array.reshape(-1).view(np.uint8).data

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shortlist.features.descriptors import NOW, POSITION, READ_FIELDS, TO
 from shortlist.features.entities import Entities
 from shortlist.features.hashing import Hashes
 from shortlist.features.index import KeyIndex, average
 from shortlist.features.intake import Intake, columns_of, key_hashes, select
-from shortlist.features.kernels import NOW, POSITION, READ_FIELDS, TO, walk
+from shortlist.features.kernels import walk
 from shortlist.features.plan import GroupPlan
 from shortlist.features.program import Group
 
@@ -73,12 +74,14 @@ class GroupState:
         """Fill the group's rows of the matrix, and return its lists, as of `now` with everything known."""
         keys, owners = key_hashes(self.group, hashes, length, entities, EVERYTHING_KNOWN)
         found = self.index.find(keys)
-        several = isinstance(now, np.ndarray)
-        if several and owners is None and len(found) < length:
-            found = np.repeat(found, length)
+        if isinstance(now, np.ndarray):
+            if owners is not None:
+                now = now[owners]
+            elif len(found) < length:
+                found = np.repeat(found, length)
         reads = np.empty((len(found), READ_FIELDS), np.int64)
         reads[:, POSITION] = 0
-        reads[:, NOW] = now[owners] if several and owners is not None else now
+        reads[:, NOW] = now
         reads[:, TO] = np.arange(len(found))
         copies = length if len(found) < length and owners is None else 1
         out = matrix if owners is None else np.empty((len(plan.targets), len(found)))

@@ -161,16 +161,13 @@ def late_counts(features: FeatureSet, states: Sequence[GroupState]) -> dict[str,
 
 def listed_columns(features: FeatureSet) -> list[str]:
     """The log's columns whose strings appear in lists and are not ids of an entity."""
-    known = {entity.name for entity in features.entities}
     listed = [features.by_name[name] for name in features.lists]
-    pairs = [(f.stream.event, f.value) for f in listed if isinstance(f, Aggregate) and f.value is not None]
-    columns = [event.column(value) for event, value in pairs if event.column(value) not in known]
-    numbers = {f.stream.event.column(f.value) for f in listed if _of_numbers(features, f)}
-    return [column for column in dict.fromkeys(columns) if column not in numbers]
-
-
-def _of_numbers(features: FeatureSet, feature: Any) -> bool:
-    return features.program.output(feature).numeric
+    columns = [
+        feature.stream.event.column(feature.value)
+        for feature in listed
+        if isinstance(feature, Aggregate) and feature.value and not features.program.output(feature).numeric
+    ]
+    return [name for name in dict.fromkeys(columns) if all(entity.name != name for entity in features.entities)]
 
 
 def _no_lists(plan: Plan) -> Lists:

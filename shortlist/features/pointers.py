@@ -1,0 +1,45 @@
+"""Arrays as bare pointers, for inner compiled functions.
+
+Passing arrays to them would count references with two atomic instructions per array and event, which cost more than
+the event itself. The caller of the outermost function keeps the arrays alive.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+
+def pointer(dtype: Any) -> Any:
+    """An intrinsic that gives an array's data as a pointer to `dtype`."""
+
+    @intrinsic
+    def data(_context, array):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            struct = context.make_array(signature.args[0])(context, builder, arguments[0])
+            return builder.bitcast(struct.data, context.get_value_type(dtype).as_pointer())
+
+        return types.CPointer(dtype)(array), codegen  # type: ignore[no-untyped-call]
+
+    return data
+
+
+@intrinsic
+def prefetch(_context, data, index):  # type: ignore[no-untyped-def]
+    """Ask for the cache line of `data[index]`, to be read soon."""
+
+    def codegen(context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        address = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), ir.IntType(8).as_pointer())
+        hint = [ir.Constant(ir.IntType(32), number) for number in (0, 3, 1)]  # to read, keep in all levels, data
+        kind = ir.FunctionType(ir.VoidType(), [address.type, *(number.type for number in hint)])
+        builder.call(builder.module.declare_intrinsic("llvm.prefetch", [address.type], kind), [address, *hint])
+        return context.get_dummy_value()
+
+    return types.void(data, index), codegen
+
+
+integers, reals, octets_of = pointer(types.int64), pointer(types.float64), pointer(types.uint8)
+rows_of = pointer(types.int32)
