@@ -110,9 +110,10 @@ class Answers:
         loop = asyncio.get_running_loop()
         try:
             if len(body) > LARGE_BODY:
-                receipt = await loop.run_in_executor(self.service.pool, live.log.append, body)
+                submitted = await loop.run_in_executor(self.service.checking, live.log.submit, body)
             else:
-                receipt = await asyncio.wrap_future(live.log.submit(body))
+                submitted = live.log.submit(body)
+            receipt = await asyncio.wrap_future(submitted)
         except LogError as error:
             raise RefusedError(503, "log_unavailable", f"nothing was accepted: {error}") from error
         return self._receipt(receipt)

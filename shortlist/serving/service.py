@@ -64,6 +64,7 @@ class Service:
         self.registry = Registry(self.settings.place("releases"), self.project.objective.guardrails)
         self.features = self.project.feature_set()
         self.pool = ThreadPoolExecutor(2, "ranking")
+        self.checking = ThreadPoolExecutor(1, "checking")  # large batches of events
         self._chores = ThreadPoolExecutor(1, "chores")  # loading and snapshots, one at a time
         self._prefix, self._numbers = secrets.token_hex(6), itertools.count(1)
         read = self.metrics.gauge
@@ -103,6 +104,7 @@ class Service:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.get_running_loop().run_in_executor(self._chores, self._finish)
         self._chores.shutdown()
+        self.checking.shutdown()
         self.pool.shutdown()
 
     async def _run(self) -> None:
