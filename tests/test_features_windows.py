@@ -67,6 +67,12 @@ def test_late_events_are_counted_and_left_out_in_replay_too() -> None:
     assert table.read({"user": ["ada"]}, NOON).values[:, 0].tolist() == [1, 3, 4]
 
 
+def test_late_means_older_than_the_ring() -> None:
+    features = FeatureSet([pay.by(user).count("1h", hop="20m")])  # 3 hops, the head, one for events dated ahead
+    assert table_of(features, [NOON, NOON - 4 * 20 * MINUTE]).late == {"user_pay_count_1h": 0}
+    assert table_of(features, [NOON, NOON - 4 * 20 * MINUTE - 1]).late == {"user_pay_count_1h": 1}
+
+
 def test_replay_counts_the_same_late_events() -> None:
     log = MemoryLog([pay])
     times = [NOON, NOON - DAY, NOON - 31 * MINUTE, NOON - 60 * DAY]
