@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from shortlist.events.batch import Batch
 from shortlist.events.log import EventLog
 from shortlist.features.hashing import hash_strings
@@ -78,11 +80,23 @@ def ask(
         proposed = {source.name: source.propose(query) for source in pipeline.sources}
         merger = pipeline.merger
         merged = merger.merge(query, proposed) if merger is not None else next(iter(proposed.values()), NOTHING)
-        kept = {name: filtered(pipeline, query, candidates) for name, candidates in proposed.items()}
-        yield Asked(number, query, kept, filtered(pipeline, query, merged))
+        yield Asked(number, query, *_eligible(pipeline, query, proposed, merged))
         if number % 50 == 0:
             progress(step, number / len(requests))
     progress(step, 1.0)
+
+
+def _eligible(
+    pipeline: Pipeline, query: Query, proposed: Mapping[str, Candidates], merged: Candidates
+) -> tuple[dict[str, Candidates], Candidates]:
+    """What the filters leave of each list; every item is asked about once."""
+    every = Candidates(np.unique(np.concatenate([merged.items, *(found.items for found in proposed.values())])))
+    dropped = np.setdiff1d(every.items, filtered(pipeline, query, every).items)
+
+    def rest(candidates: Candidates) -> Candidates:
+        return candidates.take(~np.isin(candidates.items, dropped)) if len(dropped) else candidates
+
+    return {name: rest(found) for name, found in proposed.items()}, rest(merged)
 
 
 class LiveColumns:

@@ -43,8 +43,8 @@ class Known:
 class Judged:
     """Rows to learn from, those of one request side by side, requests in log order.
 
-    `request` numbers the requests from 0; `position` and `now` are those of the request. `left_out` counts older rows
-    beyond the limit, `unclosed` impressions whose delay window is still open.
+    `request` numbers the requests, some of which may have no row; `position` and `now` are those of the request.
+    `left_out` counts older rows beyond the limit, `unclosed` impressions whose delay window is still open.
     """
 
     user: Hashes
@@ -130,26 +130,30 @@ def _slates(rows: LabelledRows) -> NDArray[np.int64]:
 
 
 def drawn(pipeline: Pipeline, past: Past, known: Known, requests: Requests, seed: int, progress: Progress) -> Judged:
-    """Each request's relevant items, and negatives drawn for it: retrieved and eligible ones, and random ones.
+    """Each request's relevant items among those retrieved, and negatives drawn for it.
 
-    What the user saw before is in neither: the pipeline's filters dropped it.
+    Positives that were not retrieved are left out, as are requests without any other: a ranker never meets them, and
+    beside negatives that were retrieved they would teach it that what sources overlook is good. What the user saw
+    before is in neither: the pipeline's filters dropped it.
     """
     rng = np.random.default_rng(seed)
     items, gains, counts = [], [], []
     for asked in ask(pipeline, past, known.users.ids, requests, "draw negatives", progress):
         part = slice(requests.relevant.offsets[asked.number], requests.relevant.offsets[asked.number + 1])
-        there = requests.relevant.items[part] < len(past.table.entities[known.items.entity.name])
-        relevant, gain = requests.relevant.items[part][there], requests.relevant.gains[part][there]
-        available = len(past.table.entities[known.items.entity.name])
-        anything = rng.integers(0, available, RANDOM).astype(np.int32) if available else np.empty(0, np.int32)
-        kept = filtered(pipeline, asked.query, Candidates(np.unique(np.concatenate([relevant, anything])))).items
+        relevant, gain = requests.relevant.items[part], requests.relevant.gains[part]
         retrieved = asked.merged.items
-        chosen = rng.permutation(len(retrieved))[:RETRIEVED]
-        negative = np.setdiff1d(np.concatenate([retrieved[chosen], kept]), relevant)
-        positive = np.isin(relevant, kept)
-        items.append(np.concatenate([relevant[positive], negative]))
-        gains.append(np.concatenate([gain[positive], np.zeros(len(negative))]))
-        counts.append(len(items[-1]))
+        positive = np.isin(relevant, retrieved)
+        if not positive.any():
+            counts.append(0)
+            continue
+        chosen = rng.permutation(np.setdiff1d(retrieved, relevant))[:RETRIEVED]
+        anything = rng.integers(0, len(past.table.entities[known.items.entity.name]), RANDOM).astype(np.int32)
+        others = np.setdiff1d(anything, np.concatenate([relevant, retrieved]))
+        negative = np.concatenate([chosen, filtered(pipeline, asked.query, Candidates(others)).items])
+        order = rng.permutation(positive.sum() + len(negative))  # or else ties would be broken in favour of positives
+        items.append(np.concatenate([relevant[positive], negative])[order])
+        gains.append(np.concatenate([gain[positive], np.zeros(len(negative))])[order])
+        counts.append(len(order))
     request = np.repeat(np.arange(len(counts)), np.array(counts, np.int64))
     item = np.concatenate([np.empty(0, np.int32), *items])
     return Judged(

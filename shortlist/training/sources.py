@@ -119,7 +119,7 @@ def row_columns(spec: object, lesson: Lesson, directory: Path, rows: Judged) -> 
 @row_columns.register
 def _(spec: TwoTower, lesson: Lesson, directory: Path, rows: Judged) -> Mapping[str, Column]:
     towers, user = Towers.load(directory), lesson.project.user.name
-    _, first = np.unique(rows.request, return_index=True)
+    _, first, request = np.unique(rows.request, return_index=True, return_inverse=True)
     users, position, now = rows.user[first], rows.position[first], rows.now[first]
     read = replay(lesson.log, lesson.features, Rows({user: users}, position, now))
     columns = attributes_of(lesson.known.users, towers.columns, users, position)
@@ -127,5 +127,5 @@ def _(spec: TwoTower, lesson: Lesson, directory: Path, rows: Judged) -> Mapping[
     items, scores = towers.rows_of(rows.item), np.full(len(rows), np.nan)
     for start in range(0, len(rows), BLOCK):
         part = start + np.flatnonzero(items[start : start + BLOCK] >= 0)
-        scores[part] = np.einsum("nd,nd->n", vectors[rows.request[part]], towers.item_vectors[items[part]])
+        scores[part] = np.einsum("nd,nd->n", vectors[request[part]], towers.item_vectors[items[part]])
     return {f"{spec.name}_score": scores}

@@ -109,6 +109,7 @@ def train(
     past = Past(log, FeatureTable(ground.lesson.features))
     with home.draft() as draft:
         early = draft / EARLY
+        early.mkdir()
         with steps.step("fit sources on the first part"):
             sources = fit_sources(ground, ground.split.sources, early, progress)
         with steps.step("make the rankers' rows"):

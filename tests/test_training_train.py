@@ -1,0 +1,232 @@
+"""Training from end to end on logs that are tiny, odd or empty; what it publishes, and what it refuses to serve."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from shortlist.events.labels import Labels, ObservedPositives
+from shortlist.events.log import MemoryLog
+from shortlist.events.schema import Entity
+from shortlist.features.definitions import EventType, Feature, Impression
+from shortlist.project import Project
+from shortlist.ranking.specs import LambdaMART, LogisticRegression
+from shortlist.retrieval.specs import Popular, TwoTower
+from shortlist.training.dataset import write_dataset
+from shortlist.training.releases import Registry, Release
+from shortlist.training.train import TrainingError, train
+
+user, film = Entity("user", age=int), Entity("film", genre=str)
+watch = EventType("watch", user, film, stars=float | None)
+impression = Impression(user, film)
+history = watch.by(user).last("film", 5)
+FEATURES: list[Feature] = [watch.by(film).count().named("watched"), watch.by(user).share("film.genre"), history]
+TOWERS = TwoTower(history, item_attributes=("genre",), dimensions=8, epochs=2)
+HOUR = 3_600_000
+
+
+STEPS: set[str] = set()
+
+
+def note(step: str, share: float) -> None:
+    """Progress that is watched."""
+    assert 0 <= share <= 1
+    STEPS.add(step)
+
+
+def project(**changed: Any) -> Project:
+    whole = Project(
+        name="films",
+        user=user,
+        item=film,
+        events=[watch, impression],
+        labels=ObservedPositives({watch: 1.0}),
+        features=FEATURES,
+        sources=[Popular(quota=20), TOWERS],
+        rankers=[LambdaMART(trees=5), LogisticRegression()],
+    )
+    return replace(whole, **changed)
+
+
+def log_of(events: Sequence[dict[str, Any]]) -> MemoryLog:
+    log = MemoryLog(project().schemas)
+    for event in events:
+        assert log.append([event], received=event["at"]).accepted == 1
+    return log
+
+
+def taste_events(watches: int, films: int = 40, users: int = 25, seed: int = 3) -> list[dict[str, Any]]:
+    """Everybody watches films of one genre, popular ones more often."""
+    rng = np.random.default_rng(seed)
+    events = [{"kind": "film", "at": 0, "film": f"f{n}", "genre": f"g{n % 3}"} for n in range(films)]
+    for turn in range(watches):
+        who = int(rng.integers(users))
+        what = int(films * rng.random() ** 2) // 3 * 3 + who % 3
+        event = {"kind": "watch", "at": turn * HOUR, "user": f"u{who}", "film": f"f{min(what, films - 1)}"}
+        events.append({**event, "stars": float(rng.integers(1, 6))})
+    return events
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    return train(project(), log_of(taste_events(700)), tmp_path_factory.mktemp("releases"), seed=5)
+
+
+def test_a_release_holds_what_serving_needs_and_says_how_good_it_is(trained: Release) -> None:
+    manifest = trained.manifest
+    assert manifest.rankers == ("lambdamart", "logistic_regression")
+    assert trained.path("sources/two_tower").is_dir()
+    assert trained.path(f"rankers/{manifest.rankers[0]}").is_dir()
+    assert "early" not in {name.split("/")[0] for name in manifest.files}
+    assert manifest.log_position == 740
+    evaluation = manifest.details["evaluation"]
+    methods = {"popularity", "two_tower", "lambdamart", "logistic_regression", "two_stage"}
+    assert set(evaluation["methods"]) == methods
+    assert set(evaluation["retrieval"]) == {"popularity", "two_tower", "merged"}
+    assert 0 < evaluation["methods"]["two_stage"]["ndcg@10"]["value"] <= 1
+    assert (
+        sum(count for name, count in evaluation["losses"].items() if name != "positives")
+        == evaluation["losses"]["positives"]
+    )
+    for name in (
+        "ndcg@10",
+        "recall@10",
+        "mrr@10",
+        "coverage@10",
+        "recall@100",
+        "recall@500",
+        "popular.ndcg@10",
+        "popularity.ndcg@10",
+    ):
+        assert manifest.metrics[name] is not None
+    assert set(trained.created["seconds"]) >= {"read the log", "fit sources", "fit rankers", "evaluate"}
+
+
+def test_the_same_log_and_seed_give_the_same_release_to_the_byte(trained: Release, tmp_path: Path) -> None:
+    again = train(project(), log_of(taste_events(700)), tmp_path, seed=5)
+    assert again.manifest.files == trained.manifest.files
+    assert again.version == trained.version
+    assert (again.directory / "manifest.json").read_bytes() == (trained.directory / "manifest.json").read_bytes()
+
+
+def test_rankers_and_sources_learn_nothing_from_the_held_out_part(trained: Release, tmp_path: Path) -> None:
+    events = taste_events(700)
+    cut = trained.manifest.details["split"]["cut"]
+    other = [*events[:cut], *({**event, "film": "f1", "stars": 5.0} for event in events[cut:])]
+    changed = train(project(), log_of(other), tmp_path, seed=5)
+    kept = {
+        name: digest for name, digest in trained.manifest.files.items() if name.startswith(("sources/", "rankers/"))
+    }
+    assert kept
+    assert {name: changed.manifest.files[name] for name in kept} == kept
+    assert changed.manifest.metrics != trained.manifest.metrics
+
+
+def test_an_empty_log_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"the log of project 'films' is empty.*shortlist ingest"):
+        train(project(), log_of([]), tmp_path)
+    assert Registry(tmp_path).versions() == []
+
+
+def test_a_log_that_names_no_item_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="none of the 1 events of the log names a 'film'"):
+        train(project(), log_of([{"kind": "user", "at": 0, "user": "u", "age": 3}]), tmp_path)
+
+
+def watches(*pairs: tuple[str, str]) -> list[dict[str, Any]]:
+    return [{"kind": "watch", "at": n * HOUR, "user": who, "film": what} for n, (who, what) in enumerate(pairs)]
+
+
+ODD = {
+    "one event": watches(("u", "f")),
+    "one user": watches(*[("u", f"f{n}") for n in range(30)]),
+    "one item": watches(*[(f"u{n}", "f") for n in range(30)]),
+    "one user, one item, often": watches(*[("u", "f")] * 20),
+    "no positives": [{"kind": "film", "at": 0, "film": f"f{n}"} for n in range(5)],
+    "long unicode ids": watches(*[(f"ü{n % 5}" * 200, f"映画{n % 7}" * 100) for n in range(40)]),
+    "all at one moment": [{**event, "at": 0} for event in taste_events(60)],
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_logs_make_a_release_that_serves_what_it_can(name: str, tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    release = train(project(), log_of(ODD[name]), registry)
+    assert release.manifest.sources
+    assert registry.promote(release.version, "first").champion == release.version
+    if name in ("one event", "no positives"):
+        assert release.manifest.ranker == ""
+        assert release.manifest.sources == ("popular",)
+        assert any("left out" in finding for finding in release.manifest.details["findings"])
+
+
+def test_what_is_worse_than_popularity_is_not_served_unless_forced(tmp_path: Path) -> None:
+    events, rng = taste_events(700, users=300), np.random.default_rng(1)
+    for event in events[460:600]:  # while rankers learn, everybody watches what nobody did before, and never again
+        event["film"] = f"f{39 - int(12 * rng.random())}"
+    log = log_of(events)
+    misled = project(sources=[Popular(quota=40)], features=[FEATURES[0]], rankers=[LogisticRegression()])
+    modest = train(misled, log, tmp_path / "modest")
+    served, baseline = (modest.manifest.metrics[name] for name in ("ndcg@10", "popularity.ndcg@10"))
+    assert served is not None
+    assert served == baseline
+    assert modest.manifest.ranker == ""
+    assert "of popularity alone; popular items are served" in " ".join(modest.manifest.details["findings"])
+    forced = train(misled, log, tmp_path / "forced", force=True)
+    assert forced.manifest.ranker
+    assert "by force" in " ".join(forced.manifest.details["findings"])
+    assert Registry(tmp_path / "forced").failed_checks(forced.manifest)
+
+
+def test_impressions_are_learned_from_where_they_are_logged(tmp_path: Path) -> None:
+    rng, events = (
+        np.random.default_rng(2),
+        [{"kind": "film", "at": 0, "film": f"f{n}", "genre": f"g{n % 3}"} for n in range(30)],
+    )
+    for slate in range(150):
+        who, at = int(rng.integers(20)), slate * HOUR
+        shown = rng.choice(30, 5, replace=False)
+        for position, what in enumerate(shown):
+            event = {"kind": "impression", "at": at, "user": f"u{who}", "film": f"f{what}", "request": f"r{slate}"}
+            events.append({**event, "position": position + 1})
+        liked = [what for what in shown if what % 3 == who % 3]
+        events += [{"kind": "watch", "at": at + 1, "user": f"u{who}", "film": f"f{what}"} for what in liked]
+    whole = project(labels=Labels(impression, {watch: 1.0}, within="30m"))
+    release = train(whole, log_of(events), tmp_path)
+    data = release.manifest.details["data"]
+    assert data["negatives"] == "shown and not acted on"
+    assert data["ranker_rows"] > 100
+    rows, columns = write_dataset(whole, log_of(events), tmp_path / "rows.parquet", 1, note)
+    table = pq.read_table(tmp_path / "rows.parquet")
+    assert table.num_rows == rows
+    assert table.column_names == columns
+    assert {"part", "request", "gain", "watched", "two_tower_score"} <= set(columns)
+    assert set(table["gain"].to_pylist()) == {0.0, 1.0}
+
+
+def test_a_project_without_sources_and_rankers_still_gets_popular_items(tmp_path: Path) -> None:
+    release = train(project(sources=[], rankers=[]), log_of(taste_events(200)), tmp_path)
+    assert release.manifest.sources == ("popular",)
+    assert release.manifest.ranker == ""
+    assert "logistic_regression" in release.manifest.rankers
+
+
+def test_the_starter_project_trains(tmp_path: Path) -> None:
+    from shortlist.project import load_project
+    from shortlist.starter import make
+
+    make(tmp_path)
+    starter = load_project(tmp_path)
+    log = MemoryLog(starter.schemas)
+    log.append((tmp_path / "events.jsonl").read_bytes())
+    release = train(starter, log, tmp_path / "trained", progress=note)
+    assert Registry(tmp_path / "trained").promote(release.version, "first").champion == release.version
+    assert {"read the log", "draw negatives", "evaluate"} <= STEPS
+    json.dumps(dict(release.manifest.details), allow_nan=False)
