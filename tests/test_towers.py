@@ -71,7 +71,10 @@ def checkerboard(n: int = 6_000, seed: int = 0) -> tuple[TowerExamples, TowerIte
     films = np.arange(FILMS)
     items = TowerItems(
         named("f", films),
-        {"genres": listed("g", [[number % 5, number % 3 + 10] for number in range(FILMS)]), "year": films.astype(np.float64)},
+        {
+            "genres": listed("g", [[number % 5, number % 3 + 10] for number in range(FILMS)]),
+            "year": films.astype(np.float64),
+        },
     )
     return examples, items, who
 

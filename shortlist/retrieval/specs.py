@@ -42,10 +42,10 @@ class TwoTower:
     context: Sequence[str] = ()
     dimensions: int = 256
     quota: int = 500
-    epochs: int = 30
+    epochs: int = 5
     batch: int = 1024
-    learning_rate: float = 0.002
-    temperature: float = 0.1
+    learning_rate: float = 0.003
+    temperature: float = 0.2
     name: str = "two_tower"
 
 

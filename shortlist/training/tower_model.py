@@ -93,17 +93,21 @@ class TwoTowers(nn.Module):
         self.worth = nn.Parameter(torch.zeros(len(item.ids), 1))
         self.recency = nn.Parameter(torch.zeros(history))
 
-    def pooled(self, history: Tensor) -> Tensor:
-        """The weighted mean of a history's embeddings, shape (n, d) of places (n, h); zeros where it is empty."""
+    def pooled(self, history: Tensor, ages: Tensor) -> Tensor:
+        """The weighted mean of a history's embeddings, shape (n, d) of places (n, h); zeros where it is empty.
+
+        `ages` says how many items ago each column is, shape (h,).
+        """
         sparse = len(self.item.ids) >= SPARSE_FROM
         worth = functional.embedding(history, self.worth, sparse=sparse).squeeze(2)
-        weights = torch.softmax(worth.masked_fill(history == 0, EMPTY_WEIGHT) + self.recency, dim=1)
+        weights = torch.softmax(worth.masked_fill(history == 0, EMPTY_WEIGHT) + self.recency[ages], dim=1)
         weights = weights.masked_fill(history == 0, 0.0)
         return functional.embedding_bag(history, self.item.ids, per_sample_weights=weights, mode="sum", sparse=sparse)
 
-    def user_vectors(self, side: Side, history: Tensor) -> Tensor:
-        """Vectors of users, shape (n, d)."""
-        return self.user.vectors(self.user.inputs(side) + self.pooled(history))
+    def user_vectors(self, side: Side, history: Tensor, ages: Tensor | None = None) -> Tensor:
+        """Vectors of users, shape (n, d); see `pooled`. By default column i is i items ago."""
+        ages = torch.arange(history.shape[1]) if ages is None else ages
+        return self.user.vectors(self.user.inputs(side) + self.pooled(history, ages))
 
     def item_vectors(self, side: Side) -> Tensor:
         """Vectors of items, shape (n, d)."""

@@ -49,10 +49,10 @@ UNKNOWN_USER = 0.5
 UNIFORM = 0.5
 """Items drawn uniformly as further negatives, per positive (mixed negative sampling; Yang et al., WWW 2020): without
 them nobody ever learns that an item which no one acted on is not wanted."""
-HISTORY_DROPPED = 0.5
-"""The share of each history that is hidden in training, so that no single item decides."""
+HISTORY_KEPT = 0.5
+"""The share of the places of the history that a batch looks at, so that no single item decides; and it is faster."""
 WEIGHT_DECAY = 0.01
-OLD_SHARE, HALF_AGE = 0.2, 0.1
+OLD_SHARE, HALF_AGE = 0.1, 0.1
 BLOCK = 4_096
 
 
@@ -146,9 +146,9 @@ class Fitting:
         distinct, place = torch.unique(torch.cat([positive, uniform]), return_inverse=True)
         place = place[: len(rows)]
         vectors = self.model.item_vectors(self.items.take(distinct))
-        history = self.history[rows]
-        dropped = torch.rand(history.shape, generator=self.generator) < HISTORY_DROPPED
-        logits = self.model.user_vectors(user, history.masked_fill(dropped, 0)) @ vectors.T / self.spec.temperature
+        length = self.history.shape[1]
+        kept = torch.randperm(length, generator=self.generator)[: math.ceil(length * HISTORY_KEPT)]
+        logits = self.model.user_vectors(user, self.history[rows][:, kept], kept) @ vectors.T / self.spec.temperature
         # each distinct item stands once for all its occurrences in the batch: Q is its probability to be there at all
         logits = logits - self.log_q[distinct]
         same_user = (known.id[:, None] == known.id[None, :]) & (known.id[:, None] > 0)
