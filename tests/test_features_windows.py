@@ -67,6 +67,14 @@ def test_late_events_are_counted_and_left_out_in_replay_too() -> None:
     assert table.read({"user": ["ada"]}, NOON).values[:, 0].tolist() == [1, 3, 4]
 
 
+def test_a_time_before_what_is_known_sees_what_the_ring_still_holds() -> None:
+    features = FeatureSet([pay.by(user).count("1h", hop="20m")])
+    table = table_of(features, [NOON, NOON + HOUR, NOON + 2 * HOUR])
+    assert ask(table, NOON + 2 * HOUR) == 2
+    assert ask(table, NOON + HOUR) == 1  # the first event's tile is given up
+    assert ask(table, NOON) == 0
+
+
 def test_late_means_older_than_the_ring() -> None:
     features = FeatureSet([pay.by(user).count("1h", hop="20m")])  # 3 hops, the head, one for events dated ahead
     assert table_of(features, [NOON, NOON - 4 * 20 * MINUTE]).late == {"user_pay_count_1h": 0}

@@ -120,7 +120,7 @@ class _Replay:
         stop = int(self.position.max()) if self.length else 0
         held: list[Intake] = []
         first, count, start = True, 0, -1
-        for batch in log.scan(0, stop):
+        for batch in log.scan(0, stop, self._log_columns(log)):
             for part in slices(batch, 0, PART):
                 if count >= CHUNK:
                     yield self._chunk(held, start, held[-1].batch.stop, False)
@@ -130,6 +130,20 @@ class _Replay:
                 held.append(Intake(part))
                 count += len(part)
         yield self._chunk(held, start, stop, first)
+
+    def _log_columns(self, log: EventLog) -> list[str]:
+        """The columns of the log that the plan reads: keys, values, conditions, and attributes."""
+        wanted: dict[str, None] = {}
+        for group in (plan.group for plan in self.plan.groups):
+            wanted |= dict.fromkeys(group.entities)
+            for stream in group.streams:
+                fields = [name for name, _ in group.values.get(stream.event.kind, ())]
+                fields += [condition.field for condition in stream.conditions]
+                wanted |= dict.fromkeys(stream.event.column(field) for field in fields)
+        for name, known in self.entities.items():
+            told = [name, *(f"{name}.{attribute}" for attribute in known.attributes)]
+            wanted |= dict.fromkeys(column for column in told if column in log.door.columns.names)
+        return list(wanted)
 
     def _chunk(self, held: list[Intake], start: int, stop: int, whole: bool) -> Chunk:
         return Chunk(held, np.flatnonzero((self.position > start) & (self.position <= stop)), whole)
