@@ -200,8 +200,8 @@ def duckdb_seconds(drawn: Drawn, counts: NDArray[np.float64]) -> float:
     """
     connection = duckdb.connect()
     connection.execute("SET threads = 1")
-    events = pa.table({"key": drawn.key, "at": drawn.at, "amount": drawn.amount})
-    asked = pa.table({"key": drawn.row_key, "at": drawn.row_now, "place": np.arange(len(drawn.row_key))})
+    events = pa.table({"key": drawn.key, "moment": drawn.at, "amount": drawn.amount})
+    asked = pa.table({"key": drawn.row_key, "moment": drawn.row_now, "place": np.arange(len(drawn.row_key))})
     connection.register("events", events)
     connection.register("asked", asked)
     columns, windows = [], []
@@ -212,10 +212,10 @@ def duckdb_seconds(drawn: Drawn, counts: NDArray[np.float64]) -> float:
             f"max(amount) OVER w{number}",
         ]
         frame = f"RANGE BETWEEN {duration_ms(over)} PRECEDING AND 1 PRECEDING"
-        windows.append(f"w{number} AS (PARTITION BY key ORDER BY at {frame})")
+        windows.append(f"w{number} AS (PARTITION BY key ORDER BY moment {frame})")
     query = (
         "CREATE TABLE joined AS SELECT * FROM (SELECT place, " + ", ".join(columns) + " FROM ("
-        "SELECT key, at, amount, NULL AS place FROM events UNION ALL SELECT key, at, NULL, place FROM asked) "
+        "SELECT key, moment, amount, NULL AS place FROM events UNION ALL SELECT key, moment, NULL, place FROM asked) "
         "WINDOW " + ", ".join(windows) + ") WHERE place IS NOT NULL"
     )
     seconds, _ = timed(lambda: connection.execute(query))

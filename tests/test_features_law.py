@@ -94,7 +94,7 @@ STEPS = [0, 1, 25_000, 299_999, HOUR, DAY, 9 * DAY]
 
 ids = {"user": st.sampled_from(["u0", "u1", "ünïcode"]), "film": st.sampled_from(["f0", "f1", "f2"])}
 maybe = {
-    "seconds": st.none() | st.sampled_from([0.0, -1.5, 2.0, 0.1, 1e9]),
+    "seconds": st.none() | st.sampled_from([0.0, -1.5, 2.0, 0.1, 1e3]),
     "device": st.none() | st.sampled_from(["tv", "web", "phone", ""]),
     "finished": st.none() | st.booleans(),
 }
@@ -213,8 +213,8 @@ def expect(feature: Aggregate | Ratio, wanted: Any, columns: Columns, row: int) 
     elif operation == "distinct":
         assert isinstance(feature, Aggregate)
         assert abs(found - wanted) <= 0.1 + 4 * feature.error * wanted, feature.name
-    else:  # sums in tiles round differently; std of huge and tiny values cancels: 1e-9 of the largest value, 1e9
-        assert found == pytest.approx(wanted, rel=1e-9, abs=1.0 if operation == "std" else 1e-5), feature.name
+    else:  # sums in tiles round differently; the root of a rounding error is far larger than it
+        assert found == pytest.approx(wanted, rel=1e-9, abs=1e-6 if operation == "std" else 1e-9), feature.name
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=SLOW)

@@ -128,6 +128,20 @@ def test_only_what_the_ids_are_enough_for() -> None:
         table.read({"user": ["ada", "bob"], "film": ["a", "b", "c"]}, NOW)
 
 
+def test_attributes_are_those_known_at_the_position() -> None:
+    log, _ = world()
+    every = list(range(log.position + 1))
+    rows = Rows({"user": ["ada"], "film": ["heat"]}, every, [NOW] * len(every), {"device": "tv"})
+    replayed, table = replay(log, FEATURES, rows), FeatureTable(FEATURES)
+    for position in every:
+        for batch in log.scan(table.position, position):
+            table.update(batch)
+        live = table.read({"user": ["ada"], "film": ["heat"]}, NOW, {"device": "tv"})
+        assert live.values[:, 0].tobytes() == replayed.values[:, position].tobytes()
+    np.testing.assert_array_equal(replayed["film_year"], [math.nan] * 3 + [1995] * 5)
+    np.testing.assert_allclose(replayed["user_watch_share_film_genres"], [math.nan] * 4 + [0, 1 / 2, 1 / 3, 1 / 6])
+
+
 def test_no_candidates_and_nobody_known() -> None:
     _, table = world()
     none = table.read({"user": ["ada"], "film": []}, NOW)
