@@ -109,9 +109,10 @@ class Attribute:
 
     def words_of(self, versions: NDArray[np.int32]) -> tuple[NDArray[np.int64], Hashes]:
         """How many values each version has, and all of them, one version after the other."""
-        stops = np.concatenate([[0, 0], self.stops.values])
-        starts, stop = stops[versions], stops[versions + 1]
-        starts[versions == 0] = stop[versions == 0] = 0
+        starts, stop = np.zeros(len(versions), np.int64), np.zeros(len(versions), np.int64)
+        known, later = versions > 0, versions > 1  # the first version starts at 0
+        stop[known] = self.stops.values[versions[known] - 1]
+        starts[later] = self.stops.values[versions[later] - 2]
         lengths = stop - starts
         ends = np.cumsum(lengths)
         places = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
