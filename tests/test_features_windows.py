@@ -104,3 +104,17 @@ def test_default_hops() -> None:
 def test_windows_that_cannot_be_are_refused(over: str | None, hop: str | None) -> None:
     with pytest.raises(ValueError, match=r"hop|duration"):
         window_of(pay.by(user).count(over, hop))
+
+
+def test_ties_go_to_the_log_order() -> None:
+    by = pay.by(user)
+    table = FeatureTable(FeatureSet([by.first("amount"), by.last("amount"), by.last("amount", 3)]))
+    log = MemoryLog([pay])
+    log.subscribe(table.update)
+    for at, amount in [(NOON, 1.0), (NOON, 2.0), (NOON + 1, 3.0), (NOON, 4.0), (NOON + 1, 5.0), (NOON - 1, 6.0)]:
+        log.append([{"kind": "pay", "at": at, "user": "ada", "amount": amount}], received=NOON)
+        if amount == 2.0:
+            assert table.read({"user": ["ada"]}, NOON)["user_pay_first_amount"].tolist() == [1.0]
+    columns = table.read({"user": ["ada"]}, NOON)
+    assert columns.values[:, 0].tolist() == [6.0, 5.0]
+    assert columns["user_pay_last_n_amount_3"].tolist() == [[5.0, 3.0, 4.0]]
