@@ -16,7 +16,6 @@ Vectors = NDArray[np.float32]
 Rows = NDArray[np.int32]
 
 VECTORS, CODES, FACTS = "vectors.npy", "codes.faiss", "index.json"
-Parameters: Any = faiss.IndexRefineSearchParameters
 WRITTEN = frozenset({"n", "dimensions", "factor", "crc32"})
 
 
@@ -29,7 +28,11 @@ class Index:
 
     def __init__(self, flat: Any, codes: Any = None, factor: int = 1, facts: Mapping[str, Any] | None = None) -> None:
         self.flat, self.codes, self.factor = flat, codes, factor
-        self._refined = None if codes is None else faiss.IndexRefine(codes, flat)
+        self._n = int(flat.ntotal)
+        self._refined: Any = None
+        if codes is not None:
+            self._refined = faiss.IndexRefine(codes, flat)
+            self._refined.k_factor = factor
         self.facts: dict[str, Any] = {
             "rung": "exact",
             "recall": 1.0,
@@ -47,7 +50,7 @@ class Index:
         return cls(flat)
 
     def __len__(self) -> int:
-        return int(self.flat.ntotal)
+        return self._n
 
     @property
     def dimensions(self) -> int:
@@ -99,9 +102,8 @@ class Index:
 
     def _search(self, batch: Vectors, k: int) -> tuple[Vectors, NDArray[np.int64]]:
         found: tuple[Vectors, NDArray[np.int64]] | None = None
-        if self._refined is not None and 2 * k <= len(self):
-            factor = min(self.factor, len(self) // k)
-            found = self._refined.search(batch, k, params=Parameters(k_factor=factor))
+        if self._refined is not None and k * self.factor <= self._n:
+            found = self._refined.search(batch, k)
         if found is None or found[1][:, -1].min() < 0:  # codes that all tie can leave places empty
             found = self.flat.search(batch, k)
         return found

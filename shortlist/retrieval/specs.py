@@ -44,7 +44,7 @@ class TwoTower:
     quota: int = 500
     epochs: int = 5
     batch: int = 1024
-    learning_rate: float = 0.003
+    learning_rate: float = 0.006
     temperature: float = 0.2
     name: str = "two_tower"
 
