@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from shortlist.events.log import MemoryLog
@@ -302,6 +303,21 @@ def test_a_snapshot_of_other_features_is_refused(tmp_path: Path) -> None:
     path = snapshot_of(table, tmp_path)
     with pytest.raises(SnapshotError, match="written for other features"):
         FeatureTable(FeatureSet([watch.by(user).count()], (user, film))).restore(path)
+
+
+@pytest.mark.parametrize("error", [0.2, 0.065])
+def test_distinct_keeps_its_stated_error(error: float) -> None:
+    """Root mean square error over 200 users, from few values over the middle range to many."""
+    keys = 200
+    for values in (5, 100, 640, 2_000):
+        log, table = MemoryLog([watch]), FeatureTable(FeatureSet([watch.by(user).distinct("device", error=error)]))
+        log.subscribe(table.update)
+        users = np.repeat([f"u{number}" for number in range(keys)], values)
+        devices = [f"{number % values} of {name}" for number, name in enumerate(users)]
+        columns = {"kind": ["watch"] * len(users), "at": [NOW] * len(users), "user": users, "film": ["x"] * len(users)}
+        assert log.append(pa.table({**columns, "device": devices}), received=NOW).accepted == keys * values
+        found = table.read({"user": [f"u{number}" for number in range(keys)]}, NOW).values[0]
+        assert math.sqrt(np.mean((found / values - 1) ** 2)) < 1.15 * error
 
 
 def test_hashes_are_what_they_were() -> None:
