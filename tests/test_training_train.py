@@ -20,8 +20,9 @@ from shortlist.project import Project
 from shortlist.ranking.specs import LambdaMART, LogisticRegression
 from shortlist.retrieval.specs import Popular, TwoTower
 from shortlist.training.dataset import write_dataset
+from shortlist.training.rankers import RankingData
 from shortlist.training.releases import Registry, Release
-from shortlist.training.train import TrainingError, train
+from shortlist.training.train import TrainingError, chosen, ordered_gains, train
 
 user, film = Entity("user", age=int), Entity("film", genre=str)
 watch = EventType("watch", user, film, stars=float | None)
@@ -127,6 +128,28 @@ def test_rankers_and_sources_learn_nothing_from_the_held_out_part(trained: Relea
     assert kept
     assert {name: changed.manifest.files[name] for name in kept} == kept
     assert changed.manifest.metrics != trained.manifest.metrics
+
+
+def test_the_simplest_ranker_that_is_about_as_good_as_the_best_is_chosen() -> None:
+    rng = np.random.default_rng(4)
+    simple = rng.random(400)
+    much = simple + 0.05 + 0.05 * rng.standard_normal(400)
+    noise = 0.05 * rng.standard_normal(400)
+    hardly = simple + 0.001 + noise - noise.mean()  # a standard error is 0.0025
+    assert chosen({"simple": simple, "much": much}) == "much"
+    assert chosen({"simple": simple, "hardly": hardly}) == "simple"
+    assert chosen({"much": much, "simple": simple}) == "much"
+    assert chosen({"simple": np.empty(0), "other": np.empty(0)}) == "simple"
+    assert chosen({}) == ""
+
+
+def test_what_a_ranker_puts_first_is_counted_per_request() -> None:
+    names, matrix = ("x",), np.zeros((1, 5))
+    data = RankingData(matrix, names, np.array([0.0, 1.0, 0.0, 0.0, 2.0]), np.array([7, 7, 7, 9, 9]))
+    gains, relevant = ordered_gains(data, np.array([3.0, 2.0, 1.0, 5.0, 6.0]))
+    assert gains[:, :3].tolist() == [[0, 1, 0], [2, 0, 0]]
+    assert relevant.counts.tolist() == [1, 1]
+    assert relevant.gains.tolist() == [1, 2]
 
 
 def test_an_empty_log_is_refused_with_what_to_do(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from shortlist.training.rows import Judged, columns_of, drawn, everyone, observe
 from shortlist.training.sources import Lesson, fit_source, row_columns
 from shortlist.training.split import Split, split_by_time
 
-PER_USER = 20
+PER_USER = 8
 MOST_TRAINING, MOST_VALIDATION = 4_000, 1_500
 """Requests for which negatives are drawn, the newest: about 100 rows each."""
 REFRESH_MS = 3_600_000

@@ -5,9 +5,9 @@
     |------ sources 60 % ------|- rankers 14 % -|- 6 % -|
                                                  choose
 
-Rankers learn on requests behind what their sources were fitted on, so that they see the sources as serving will: wrong
-about the future. The one that is best on the slice behind that is the one that serves. Then the sources are fitted on
-all of the training part, and everything is measured on the test part, once.
+Rankers learn on requests behind what their sources were fitted on, so that they see the sources as serving will:
+wrong about the future. The simplest one that is about as good as the best on the slice behind that is the one that
+serves. Then the sources are fitted on all of the training part, and everything is measured on the test part, once.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from shortlist.training.dataset import (
     survey,
 )
 from shortlist.training.evaluation import MOST_REQUESTS, PER_USER, POPULARITY, TWO_STAGE, Contest, Evaluation, evaluate
-from shortlist.training.metrics import Relevant, by_user, ndcg
+from shortlist.training.metrics import Floats, Relevant, by_user, ndcg
 from shortlist.training.rankers import FittedRanker, NothingToLearnError, RankingData, fit_ranker
 from shortlist.training.releases import Manifest, Registry, Release
 from shortlist.training.requests import requests_of
@@ -132,7 +132,7 @@ def fit_rankers(ground: Ground, rows: RankerRows, directory: Path, progress: Pro
     specs: dict[str, RankerSpec] = {spec.name: spec for spec in (*ground.project.rankers, LogisticRegression())}
     own = [spec.name for spec in ground.project.rankers]
     fitted: dict[str, FittedRanker] = {}
-    validation: dict[str, float] = {}
+    validation: dict[str, Floats] = {}
     findings = []
     for name, spec in specs.items():
 
@@ -147,23 +147,42 @@ def fit_rankers(ground: Ground, rows: RankerRows, directory: Path, progress: Pro
             findings.append(f"ranker {name} was left out: {error}")
             continue
         validation[name] = validation_ndcg(place, rows)
-    candidates = [name for name in own if name in fitted]
-    best = max(candidates, key=lambda name: validation[name] if math.isfinite(validation[name]) else -1.0, default="")
-    return Choice(fitted, validation, best, tuple(findings))
+    simplest_first = sorted(own, key=lambda name: not isinstance(specs[name], LogisticRegression))
+    best = chosen({name: validation[name] for name in simplest_first if name in fitted})
+    means = {name: float(values.mean()) if len(values) else math.nan for name, values in validation.items()}
+    return Choice(fitted, means, best, tuple(findings))
 
 
-def validation_ndcg(directory: Path, rows: RankerRows) -> float:
-    """NDCG@10 of a fitted ranker on the choosing rows, averaged by user; NaN where no request has a positive."""
+def chosen(validation: Mapping[str, Floats]) -> str:
+    """The first ranker that is not worse than the best one by more than a standard error; "" where there is none.
+
+    The one-standard-error rule (Breiman et al., 1984), of differences paired by user: `validation` holds each ranker's
+    figure of every user, simplest ranker first.
+    """
+    if not validation:
+        return ""
+    best = max(validation.values(), key=lambda values: values.mean() if len(values) else 0.0)
+    for name, values in validation.items():
+        behind = best - values
+        error = behind.std(ddof=1) / math.sqrt(len(behind)) if len(behind) > 1 else 0.0
+        if not len(behind) or behind.mean() <= error:
+            return name
+    raise AssertionError("the best ranker is not worse than itself")
+
+
+def validation_ndcg(directory: Path, rows: RankerRows) -> Floats:
+    """NDCG@10 of a fitted ranker on the choosing rows, one value per user who has a positive among them."""
     data = rows.choosing
     if not data.mixed:
-        return math.nan
+        return np.empty(0)
     gains, relevant = ordered_gains(data, load_scorer(directory).score(data.matrix, data.names))
     starts = np.cumsum(data.sizes) - data.sizes
     users, user = np.unique(rows.users[starts], return_inverse=True)
-    return float(np.nanmean(by_user(ndcg(gains, relevant, DEPTH)[:, None], user, len(users))))
+    per_user = by_user(ndcg(gains, relevant, DEPTH)[:, None], user, len(users))[:, 0]
+    return per_user[~np.isnan(per_user)]
 
 
-def ordered_gains(data: RankingData, scores: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[Any, Relevant]:
+def ordered_gains(data: RankingData, scores: Floats) -> tuple[Floats, Relevant]:
     """The gains of each request's first ten rows by score, shape (requests, 10), and its positive rows."""
     sizes = data.sizes
     request = np.repeat(np.arange(len(sizes)), sizes)
