@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -76,8 +77,19 @@ class Stream:
         return Grouped(self, tuple(key if isinstance(key, str) else key.name for key in keys))
 
 
+class Feature(ABC):
+    """What may stand in a project's list of features: an aggregate, a ratio, a request feature."""
+
+    place: str
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The column's name."""
+
+
 @dataclass(frozen=True)
-class Aggregate:
+class Aggregate(Feature):
     """A feature folded from a stream of events, per key.
 
     `over` is the window's length and `hop` its resolution (default over/12); without `over` everything counts.
@@ -119,7 +131,7 @@ class Aggregate:
 
 
 @dataclass(frozen=True)
-class Ratio:
+class Ratio(Feature):
     """`(numerator + prior * rate) / (denominator + prior)`, where `rate` is the ratio over all keys at that time.
 
     Additive smoothing towards the global rate; `prior` is its strength in pseudo-observations, 0 leaves the plain
@@ -143,7 +155,7 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class RequestFeature:
+class RequestFeature(Feature):
     """A pure function of columns; its parameter names are its inputs: features, attributes, context, or `now`."""
 
     function: Callable[..., Any]
@@ -158,9 +170,6 @@ class RequestFeature:
     def inputs(self) -> tuple[str, ...]:
         """The parameter names, in order."""
         return tuple(inspect.signature(self.function).parameters)
-
-
-Feature = Aggregate | Ratio | RequestFeature
 
 
 def ratio(numerator: Aggregate, denominator: Aggregate, prior: float = 0.0) -> Ratio:

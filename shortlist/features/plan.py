@@ -136,7 +136,7 @@ class Planner:
             self.rows.setdefault(replace(feature, label=""), row)
         elif isinstance(feature, Ratio):
             self.ratios.append((row, feature))
-        else:
+        elif isinstance(feature, RequestFeature):
             self._request(feature, row)
         return row
 

@@ -350,6 +350,8 @@ def _described(feature: Feature) -> Any:
             return [feature.name, feature.inputs]
     if isinstance(feature, Ratio):
         return [feature.name, _described(feature.numerator), _described(feature.denominator), feature.prior]
+    if not isinstance(feature, Aggregate):
+        raise TypeError(f"{feature.place}: a feature is an aggregate, a ratio or a request feature, found {feature!r}")
     conditions = [[c.field, c.comparison, c.value] for c in feature.stream.conditions]
     window = window_of(feature)
     return [

@@ -124,5 +124,6 @@ def load_retrieval(
         Interleaved({spec.name: spec.quota for spec in specs}),
         filters,
         tuple(stage for stages in loaded for stage in stages.hydrators),
-        popular(LAST_RESORT, replace(place, filters=()), Popular().half_life, None),  # the pipeline filters what it takes
+        # no filters of its own: the pipeline filters what it takes
+        popular(LAST_RESORT, replace(place, filters=()), Popular().half_life, None),
     )
