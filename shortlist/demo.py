@@ -142,22 +142,13 @@ def ingest(story: Story, data: Path | None, folder: Path) -> tuple[Project, Sett
 
 def train(story: Story, project: Project, settings: Settings) -> Release:
     """The first release, and how good it is."""
-    parts: dict[str, float] = {}
-
-    def report(part: str, share: float) -> None:
-        parts.setdefault(part, time.perf_counter())
-        story.report(part, share)
-
     with story.step("Train") as said:
-        release = learn(project, settings, 0, report).release
-        ends = [*list(parts.values())[1:], time.perf_counter()]
-        took = [f"{part} {end - start:.1f} s" for (part, start), end in zip(parts.items(), ends, strict=True)]
-        said += [f"release {release.version}", ", ".join(took)]
+        release = learn(project, settings, 0, story.report).release
+        steps = [f"{step} {seconds:.1f} s" for step, seconds in release.created["seconds"].items()]
+        said += [f"release {release.version}", ", ".join(steps)]
     if not story.silent:
-        story.say(
-            "\nHow good is it? Every method answered the same requests of the last fifth of the log, knowing only"
-        )
-        story.say("what was known by then. Means over users with 95 % intervals; popularity is the baseline.\n")
+        story.say("\nHow good is it? Every method answered the same requests of the last fifth of the log, knowing")
+        story.say("only what was known by then. Means over users with 95 % intervals; popularity is the baseline.\n")
         print_table(*quality_rows(release))
         story.say()
         print_table(*loss_rows(release))
@@ -179,9 +170,9 @@ def choose_guest(project: Project, settings: Settings) -> Guest:
     table = pa.concat_tables(acted).combine_chunks()
     counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(table[user]).to_pylist()}
     users = table[user].to_pylist()
-    chosen = next((who for who in reversed(users) if 20 <= counts[who] <= 200), users[-1])
+    chosen = next((who for who in reversed(users) if 20 <= counts[who] <= 200), (users or ["somebody"])[-1])
     theirs = table[item].filter(pc.equal(table[user], chosen)).to_pylist()
-    return Guest(chosen, tuple(reversed(theirs[-5:])), titles(log, project.item))
+    return Guest(chosen, tuple(dict.fromkeys(reversed(theirs)))[:5], titles(log, project.item))
 
 
 def show_slate(story: Story, guest: Guest, slate: dict[str, Any]) -> None:
