@@ -32,7 +32,7 @@ FULL = Size(items=1_000_000, users=100_000, events=3_000_000)
 QUICK = Size(items=60_000, users=10_000, events=60_000, trees=50)
 RATE, LIMIT_MS, CANDIDATES = 50.0, 50.0, 500
 WHOLE = '"degraded":[]'
-"""What an answer says in which no stage was left out: only those count."""
+"""What an answer says in which no stage was left out; the others count as failed."""
 
 
 def questions(users: int, count: int = 2_000) -> list[bytes]:
@@ -88,8 +88,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             asked = questions(size.users)
             bare["http"] = load(service.port, "/rank", [b'{"items":[]}'], seconds / 2, rate=RATE).p50_ms
             seen = load(service.port, "/recommend", asked, seconds, rate=RATE, warm_seconds=2.0, expected=WHOLE)
-            if seen.failed:
-                raise RuntimeError(f"some requests failed: {seen.statuses}")
+            if not seen.holds:
+                raise RuntimeError(f"answers failed or left stages out, so this says nothing: {seen.statuses}")
             each = 2.0 if arguments.quick else 8.0
             most = highest_rate(service.port, "/recommend", asked, LIMIT_MS, each, expected=WHOLE)
             rss, startup = service.rss_mb, service.startup_s
