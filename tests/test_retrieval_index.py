@@ -86,6 +86,18 @@ def test_a_target_that_no_rung_reaches_leaves_the_best_and_says_so() -> None:
     assert index.factor == FACTORS[-1]
 
 
+def test_vectors_that_are_hard_to_compress_are_refined_more() -> None:
+    rng = np.random.default_rng(0)
+    vectors, queries = (rng.standard_normal((n, 96), dtype=np.float32) for n in (3_000, 50))
+    little, much = (build_index(vectors, queries, target=target, k=20, exact_below=0) for target in (0.6, 0.93))
+    assert little.factor == FACTORS[0]
+    assert much.reached
+    assert much.factor > little.factor or much.rung.split(",")[0] != little.rung.split(",")[0]
+    found, _ = much.search(queries, 20)
+    true = brute_force(vectors, queries, 20)
+    assert np.mean([np.isin(row, own).mean() for row, own in zip(found, true, strict=True)]) >= 0.93
+
+
 def test_dimensions_that_no_code_divides_are_padded() -> None:
     vectors = clustered(4_000, 50)
     index = build_index(vectors, k=20, exact_below=0)

@@ -23,8 +23,17 @@ from shortlist.pipeline.query import Deadline, Query
 from shortlist.retrieval.catalogue import Catalogue
 from shortlist.retrieval.nearest import TowerSource
 from shortlist.retrieval.specs import TwoTower
-from shortlist.retrieval.towers import FACTS, HISTORY, USER_MODEL, USERS, VOCABULARY, AttributeColumn, Towers
-from shortlist.training.towers import TowerExamples, TowerItems, fit_towers, prepared
+from shortlist.retrieval.towers import (
+    FACTS,
+    HISTORY,
+    USER_MODEL,
+    USERS,
+    VOCABULARY,
+    AttributeColumn,
+    Towers,
+    attributes_of,
+)
+from shortlist.training.towers import UNIFORM, TowerExamples, TowerItems, fit_towers, prepared
 
 user = Entity("user", age=int, country=str, tastes=list[str])
 film = Entity("film", genres=list[str], year=int)
@@ -126,6 +135,51 @@ def test_a_newcomer_is_known_by_history_alone(trained: tuple[Towers, Path, float
     shares = [np.mean([int(towers.items[row]) in even for row in rows]) for rows in found]
     assert shares[0] > 0.95
     assert shares[1] < 0.05
+
+
+def test_what_is_popular_is_what_a_newcomer_gets(tmp_path: Path) -> None:
+    """In-batch negatives are popular ones; without the correction for that, popularity would not be learned."""
+    rng = np.random.default_rng(0)
+    shares = 1 / np.arange(1, FILMS + 1)
+    what = rng.choice(FILMS, 6_000, p=shares / shares.sum())
+    who, past = named("u", rng.integers(0, 500, 6_000)), np.zeros((6_000, 8), np.int64)
+    examples = TowerExamples(who, past, named("f", what), np.arange(6_000, dtype=np.int64), {})
+    spec = TwoTower(history, dimensions=16, epochs=10, batch=256)
+    fit_towers(spec, examples, TowerItems(named("f", np.arange(FILMS)), {}), tmp_path)
+    towers = Towers.load(tmp_path)
+    vector = towers.user_vectors(np.zeros(1, np.uint64), past[:1], {})[0]
+    found = towers.items[towers.index.search(vector, 20)[0]]
+    assert np.isin(found, named("f", np.arange(30))).mean() > 0.8
+
+
+def test_log_q_is_the_chance_to_be_in_a_batch() -> None:
+    examples, items, _ = checkerboard(400)
+    spec = replace(SPEC, batch=50)
+    fitting, _ = prepared(spec, examples, items, 0)
+    rng = np.random.default_rng(0)
+    present = np.zeros(FILMS)
+    for _ in range(4_000):
+        batch = [fitting.positive.numpy()[rng.integers(0, 400, 50)], rng.integers(0, FILMS, int(UNIFORM * 50))]
+        present[np.unique(np.concatenate(batch))] += 1
+    assert np.abs(np.exp(fitting.log_q.numpy()) - present / 4_000).max() < 0.04
+
+
+def test_attributes_of_several_users_are_told_apart() -> None:
+    log = MemoryLog([user.schema])
+    table = FeatureTable(FeatureSet([], [user]))
+    log.subscribe(table.update)
+    log.append([{"kind": "user", "at": 1, "user": "a", "age": 5, "tastes": ["x", "y"]}])
+    log.append([{"kind": "user", "at": 1, "user": "b", "country": "z", "tastes": ["y"]}])
+    who = hash_strings(["b", "nobody", "a"])
+    now = attributes_of(table.entities["user"], ("age", "country", "tastes"), who)
+    assert np.array_equal(np.asarray(now["age"]), [np.nan, np.nan, 5.0], equal_nan=True)
+    country, tastes = now["country"], now["tastes"]
+    assert isinstance(country, Ragged)
+    assert isinstance(tastes, Ragged)
+    assert (country.offsets.tolist(), country.values.tolist()) == ([0, 1, 1, 1], hash_strings(["z"]).tolist())
+    assert (tastes.offsets.tolist(), tastes.values.tolist()) == ([0, 1, 1, 3], hash_strings(["y", "x", "y"]).tolist())
+    before = attributes_of(table.entities["user"], ("age",), who, np.array([1, 1, 0]))
+    assert np.isnan(np.asarray(before["age"])).all()
 
 
 def test_nobody_without_history_or_attributes_has_a_vector(trained: tuple[Towers, Path, float]) -> None:

@@ -43,8 +43,7 @@ class Excluded:
             return np.ones(len(candidates), np.bool_)
         if candidates.own is not None and query.items is not None:
             return np.array([query.items[place] not in query.exclude for place in candidates.own.tolist()], np.bool_)
-        excluded = self.catalogue.index_of(sorted(query.exclude))
-        return ~np.isin(candidates.items, excluded[excluded >= 0])
+        return ~np.isin(candidates.items, self.catalogue.index_of(sorted(query.exclude)))
 
 
 class NotSeen:
