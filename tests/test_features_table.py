@@ -22,6 +22,7 @@ from shortlist.features.replay import replay
 from shortlist.features.request import RequestFeatureError
 from shortlist.features.snapshot import SnapshotError
 from shortlist.features.table import FeatureTable
+from tests.oracles import space_saving
 
 user = Entity("user", age=int)
 film = Entity("film", genres=list[str], year=int, title=str)
@@ -318,6 +319,19 @@ def test_distinct_keeps_its_stated_error(error: float) -> None:
         assert log.append(pa.table({**columns, "device": devices}), received=NOW).accepted == keys * values
         found = table.read({"user": [f"u{number}" for number in range(keys)]}, NOW).values[0]
         assert math.sqrt(np.mean((found / values - 1) ** 2)) < 1.15 * error
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_top_k_is_space_saving_where_values_outnumber_counters(seed: int) -> None:
+    drawn = np.random.default_rng(seed).zipf(1.3, 300) % 60
+    log, table = MemoryLog([watch]), FeatureTable(FeatureSet([watch.by(user).top_k("device", 6)], (user,)))
+    log.subscribe(table.update)
+    devices = [f"d{number}" for number in drawn]
+    log.append(
+        [{"kind": "watch", "at": NOW, "user": "ada", "film": "heat", "device": device} for device in devices], NOW
+    )
+    found = table.read({"user": ["ada"]}, NOW).lists["user_watch_top_k_device_6"]
+    assert table.text("user_watch_top_k_device_6", found) == space_saving(devices, 24)[:6]
 
 
 def test_hashes_are_what_they_were() -> None:
