@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shortlist.retrieval.index import CODES, FACTS, VECTORS, Index, Vectors
-from shortlist.retrieval.ladder import FACTORS, LADDER, build_index
+from shortlist.retrieval.ladder import FACTORS, LADDER, Code, build_index, climb, recall_of
 
 
 def clustered(n: int, dimensions: int, seed: int = 0) -> Vectors:
@@ -86,16 +86,20 @@ def test_a_target_that_no_rung_reaches_leaves_the_best_and_says_so() -> None:
     assert index.factor == FACTORS[-1]
 
 
-def test_vectors_that_are_hard_to_compress_are_refined_more() -> None:
+def test_the_least_refining_that_is_enough_is_found() -> None:
     rng = np.random.default_rng(0)
-    vectors, queries = (rng.standard_normal((n, 96), dtype=np.float32) for n in (3_000, 50))
-    little, much = (build_index(vectors, queries, target=target, k=20, exact_below=0) for target in (0.6, 0.93))
-    assert little.factor == FACTORS[0]
-    assert much.reached
-    assert much.factor > little.factor or much.rung.split(",")[0] != little.rung.split(",")[0]
-    found, _ = much.search(queries, 20)
-    true = brute_force(vectors, queries, 20)
-    assert np.mean([np.isin(row, own).mean() for row, own in zip(found, true, strict=True)]) >= 0.93
+    vectors, queries = (rng.standard_normal((n, 256), dtype=np.float32) for n in (5_000, 50))
+    exact = Index.exact(vectors)
+    worst = exact.search(queries, 20)[1][:, -1:]
+    by_target = {target: climb(Code(64), exact, queries, worst, 20, target, seed=0) for target in (0.1, 0.7, 0.8, 2.0)}
+    assert by_target[0.1].factor == FACTORS[0]
+    assert by_target[2.0].factor == FACTORS[-1]
+    for target in (0.7, 0.8):
+        rung = by_target[target]
+        assert rung.recall >= target
+        assert rung.factor > FACTORS[0]
+        less = Index(exact.flat, rung.codes, FACTORS[FACTORS.index(rung.factor) - 1])
+        assert recall_of(less.search(queries, 20)[1], worst) < target
 
 
 def test_dimensions_that_no_code_divides_are_padded() -> None:

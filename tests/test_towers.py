@@ -144,12 +144,15 @@ def test_what_is_popular_is_what_a_newcomer_gets(tmp_path: Path) -> None:
     what = rng.choice(FILMS, 6_000, p=shares / shares.sum())
     who, past = named("u", rng.integers(0, 500, 6_000)), np.zeros((6_000, 8), np.int64)
     examples = TowerExamples(who, past, named("f", what), np.arange(6_000, dtype=np.int64), {})
-    spec = TwoTower(history, dimensions=16, epochs=10, batch=256)
-    fit_towers(spec, examples, TowerItems(named("f", np.arange(FILMS)), {}), tmp_path)
+    spec = TwoTower(history, dimensions=16, epochs=10, batch=32, learning_rate=0.003)
+    fit_towers(spec, examples, TowerItems(named("f", np.arange(FILMS)), {}), tmp_path, epochs=10)
     towers = Towers.load(tmp_path)
     vector = towers.user_vectors(np.zeros(1, np.uint64), past[:1], {})[0]
     found = towers.items[towers.index.search(vector, 20)[0]]
     assert np.isin(found, named("f", np.arange(30))).mean() > 0.8
+    logits = towers.similarity(vector, towers.rows_of(named("f", np.arange(100)))) / spec.temperature
+    slope = np.polyfit(np.log(shares[:100]), logits, 1)[0]
+    assert 0.75 < slope < 1.25, "logits are log probabilities, up to a constant"
 
 
 def test_log_q_is_the_chance_to_be_in_a_batch() -> None:
