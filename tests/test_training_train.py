@@ -130,7 +130,7 @@ def test_rankers_and_sources_learn_nothing_from_the_held_out_part(trained: Relea
     assert changed.manifest.metrics != trained.manifest.metrics
 
 
-def test_the_simplest_ranker_that_is_about_as_good_as_the_best_is_chosen() -> None:
+def test_the_simplest_ranker_that_no_other_beats_for_certain_is_chosen() -> None:
     rng = np.random.default_rng(4)
     simple = rng.random(400)
     much = simple + 0.05 + 0.05 * rng.standard_normal(400)

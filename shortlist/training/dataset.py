@@ -30,8 +30,8 @@ from shortlist.training.sources import Lesson, fit_source, row_columns
 from shortlist.training.split import Split, split_by_time
 
 PER_USER = 8
-MOST_TRAINING, MOST_VALIDATION = 4_000, 1_500
-"""Requests for which negatives are drawn, the newest: about 100 rows each."""
+MOST_LEARNING, MOST_CHOOSING = 4_000, 1_000
+"""Requests without impressions, the newest: about 100 rows each to learn from, all that is retrieved to choose by."""
 REFRESH_MS = 3_600_000
 """How old popularity may be while the past is asked again; its half-life is days."""
 
@@ -159,12 +159,12 @@ def ranker_rows(ground: Ground, sources: FittedSources, past: Past, progress: Pr
     else:
         pipeline, _ = pipeline_of(ground, sources, past.table)
         parts = []
-        for start, stop, most in (
-            (split.sources, split.rankers, MOST_TRAINING),
-            (split.rankers, split.cut, MOST_VALIDATION),
+        for start, stop, most, whole in (
+            (split.sources, split.rankers, MOST_LEARNING, False),
+            (split.rankers, split.cut, MOST_CHOOSING, True),
         ):
             requests = requests_of(lesson.positives.between(start, stop), PER_USER, most)
-            parts.append(drawn(pipeline, past, lesson.known, requests, lesson.seed, progress))
+            parts.append(drawn(pipeline, past, lesson.known, requests, lesson.seed, progress, whole))
         rows = parts[0].followed_by(parts[1])
     progress("replay features", 0.0)
     matrix, names = matrix_of(ground, sources, rows)

@@ -27,7 +27,7 @@ from shortlist.training.backtest import Past, Progress, ask, filtered
 from shortlist.training.requests import Positives, Requests
 
 RETRIEVED, RANDOM = 80, 20
-"""Negatives of one request: drawn from what was retrieved, and from the whole catalogue."""
+"""Negatives of a request to learn from: drawn from what was retrieved, and from the whole catalogue."""
 MOST_ROWS = 2_000_000
 
 
@@ -129,8 +129,19 @@ def _slates(rows: LabelledRows) -> NDArray[np.int64]:
     return np.where(codes < 0, rows.position, first[codes])
 
 
-def drawn(pipeline: Pipeline, past: Past, known: Known, requests: Requests, seed: int, progress: Progress) -> Judged:
+def drawn(
+    pipeline: Pipeline,
+    past: Past,
+    known: Known,
+    requests: Requests,
+    seed: int,
+    progress: Progress,
+    whole: bool = False,
+) -> Judged:
     """Each request's relevant items among those retrieved, and negatives drawn for it.
+
+    `whole` takes all that was retrieved and nothing at random: rankings of drawn negatives do not tell which ranker is
+    better (Krichene and Rendle, On sampled metrics for item recommendation, KDD 2020).
 
     Positives that were not retrieved are left out, as are requests without any other: a ranker never meets them, and
     beside negatives that were retrieved they would teach it that what sources overlook is good. What the user saw
@@ -146,10 +157,11 @@ def drawn(pipeline: Pipeline, past: Past, known: Known, requests: Requests, seed
         if not positive.any():
             counts.append(0)
             continue
-        chosen = rng.permutation(np.setdiff1d(retrieved, relevant))[:RETRIEVED]
-        anything = rng.integers(0, len(past.table.entities[known.items.entity.name]), RANDOM).astype(np.int32)
-        others = np.setdiff1d(anything, np.concatenate([relevant, retrieved]))
-        negative = np.concatenate([chosen, filtered(pipeline, asked.query, Candidates(others)).items])
+        negative = rng.permutation(np.setdiff1d(retrieved, relevant))
+        if not whole:
+            anything = rng.integers(0, len(past.table.entities[known.items.entity.name]), RANDOM).astype(np.int32)
+            others = Candidates(np.setdiff1d(anything, np.concatenate([relevant, retrieved])))
+            negative = np.concatenate([negative[:RETRIEVED], filtered(pipeline, asked.query, others).items])
         order = rng.permutation(positive.sum() + len(negative))  # or else ties would be broken in favour of positives
         items.append(np.concatenate([relevant[positive], negative])[order])
         gains.append(np.concatenate([gain[positive], np.zeros(len(negative))])[order])

@@ -6,7 +6,7 @@
                                                  choose
 
 Rankers learn on requests behind what their sources were fitted on, so that they see the sources as serving will:
-wrong about the future. The simplest one that is about as good as the best on the slice behind that is the one that
+wrong about the future. The simplest one that no other beats for certain on the slice behind that is the one that
 serves. Then the sources are fitted on all of the training part, and everything is measured on the test part, once.
 """
 
@@ -50,6 +50,8 @@ from shortlist.training.requests import requests_of
 EARLY = "early"
 """Where the sources live that are fitted on the first part only; not published."""
 DEPTH = 10
+CERTAIN = 1.645
+"""Standard errors that a difference must exceed to be believed: 95 %, one-sided."""
 
 __all__ = ["TrainingError", "train"]
 
@@ -154,10 +156,10 @@ def fit_rankers(ground: Ground, rows: RankerRows, directory: Path, progress: Pro
 
 
 def chosen(validation: Mapping[str, Floats]) -> str:
-    """The first ranker that is not worse than the best one by more than a standard error; "" where there is none.
+    """The first ranker that the best one does not beat with 95 % confidence, one-sided; "" where there is none.
 
-    The one-standard-error rule (Breiman et al., 1984), of differences paired by user: `validation` holds each ranker's
-    figure of every user, simplest ranker first.
+    Differences are paired by user: `validation` holds each ranker's figure of every user, simplest ranker first. A
+    more complex one has to prove itself, the more so as its training has stopped where this very slice liked it best.
     """
     if not validation:
         return ""
@@ -165,7 +167,7 @@ def chosen(validation: Mapping[str, Floats]) -> str:
     for name, values in validation.items():
         behind = best - values
         error = behind.std(ddof=1) / math.sqrt(len(behind)) if len(behind) > 1 else 0.0
-        if not len(behind) or behind.mean() <= error:
+        if not len(behind) or behind.mean() <= CERTAIN * error:
             return name
     raise AssertionError("the best ranker is not worse than itself")
 
