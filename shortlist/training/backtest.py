@@ -19,6 +19,7 @@ from shortlist.features.table import FeatureTable
 from shortlist.pipeline.candidates import NOTHING, Candidates
 from shortlist.pipeline.query import Deadline, Query
 from shortlist.pipeline.runner import Pipeline
+from shortlist.retrieval.catalogue import Catalogue
 from shortlist.training.requests import Requests
 
 Progress = Callable[[str, float], None]
@@ -104,15 +105,15 @@ class LiveColumns:
 
     name = "features"
 
-    def __init__(self, table: FeatureTable, user: str, item: str) -> None:
-        self.table, self.user, self.item = table, user, item
-        self.columns = table.features.columns
+    def __init__(self, catalogue: Catalogue, user: str) -> None:
+        self.catalogue, self.user = catalogue, user
+        self.columns = catalogue.table.features.columns
 
     def describe(self, query: Query, candidates: Candidates) -> Candidates:
         """The candidates with the feature block."""
-        items = self.table.entities[self.item].hashes[candidates.items]
-        ids = {self.user: hash_strings([query.user]), self.item: items}
-        read = self.table.read(ids, query.now, query.context, self.columns)
+        items = self.catalogue.hashes_of(candidates.items)
+        ids = {self.user: hash_strings([query.user]), self.catalogue.item: items}
+        read = self.catalogue.table.read(ids, query.now, query.context, self.columns)
         return candidates.with_matrix(self.columns, read.values)
 
 

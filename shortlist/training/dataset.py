@@ -20,6 +20,7 @@ from shortlist.features.table import FeatureTable
 from shortlist.pipeline.runner import Pipeline
 from shortlist.pipeline.stages import Source
 from shortlist.project import Project
+from shortlist.retrieval.catalogue import Catalogue
 from shortlist.retrieval.specs import Popular, SourceSpec
 from shortlist.training.assembly import load_retrieval
 from shortlist.training.backtest import LiveColumns, Past, Progress
@@ -136,7 +137,7 @@ def pipeline_of(ground: Ground, sources: FittedSources, table: FeatureTable) -> 
     Scorers are put in by whoever asks.
     """
     retrieval = load_retrieval(ground.project, sources.directory, sources.names, table, refresh_ms=REFRESH_MS)
-    columns = LiveColumns(table, ground.project.user.name, ground.project.item.name)
+    columns = LiveColumns(Catalogue(table, ground.project.item.name), ground.project.user.name)
     pipeline = Pipeline(
         table.entities[ground.project.item.name],
         understand=retrieval.understand,
