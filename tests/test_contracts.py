@@ -23,6 +23,7 @@ from shortlist.pipeline.candidates import NOTHING, Candidates
 from shortlist.pipeline.query import Deadline, Query, Slate
 from shortlist.pipeline.runner import Pipeline
 from shortlist.project import load_project
+from shortlist.retrieval.catalogue import Catalogue
 from shortlist.serving.impressions import UNLOGGED
 from shortlist.serving.running import Running
 from shortlist.settings import load_settings
@@ -109,7 +110,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         live.log.append([{"kind": "finish", "at": now, "reader": "reads-all", "book": item} for item in ids])
         pipelines = (champion.recommend, champion.rank)
         by_verb = stages_of(pipelines)
-        by_verb["describe"].append(LiveColumns(live.table, "reader", "book"))
+        by_verb["describe"].append(LiveColumns(Catalogue(live.table, "book"), "reader"))
         by_verb["propose"].append(champion.recommend.last_resort.counted)  # type: ignore[union-attr]
         yield House(pipelines, by_verb, len(ids))
 
