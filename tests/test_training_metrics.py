@@ -19,6 +19,7 @@ from shortlist.training.metrics import (
     interval,
     intervals,
     ndcg,
+    ordered_gains,
     recall,
     reciprocal_rank,
 )
@@ -69,6 +70,15 @@ def test_the_metrics_of_many_requests_are_those_of_each_computed_slowly(
     np.testing.assert_allclose(ndcg(gains, relevant, k, graded), [slow_ndcg(*one, k, graded) for one in drawn])
     np.testing.assert_allclose(recall(gains, relevant, k), [slow_recall(*one, k) for one in drawn])
     np.testing.assert_allclose(reciprocal_rank(gains, relevant, k), [slow_reciprocal_rank(*one, k) for one in drawn])
+
+
+def test_what_a_score_puts_first_is_counted_per_request() -> None:
+    sizes, gain = np.array([3, 2, 1]), np.array([0.0, 1.0, 0.0, 0.0, 2.0, 0.0])
+    gains, relevant = ordered_gains(sizes, gain, np.array([3.0, 2.0, 1.0, math.nan, 6.0, 1.0]), k=2)
+    assert gains.tolist() == [[0, 1], [2, 0], [0, 0]]
+    assert relevant.counts.tolist() == [1, 1, 0]
+    assert relevant.gains.tolist() == [1, 2]
+    np.testing.assert_allclose(ndcg(gains, relevant, 2), [1 / math.log2(3), 1, math.nan])
 
 
 def test_coverage_counts_each_shown_item_once_and_no_padding() -> None:

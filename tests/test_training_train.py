@@ -20,9 +20,8 @@ from shortlist.project import Project
 from shortlist.ranking.specs import LambdaMART, LogisticRegression
 from shortlist.retrieval.specs import Popular, TwoTower
 from shortlist.training.dataset import write_dataset
-from shortlist.training.rankers import RankingData
 from shortlist.training.releases import Registry, Release
-from shortlist.training.train import TrainingError, chosen, ordered_gains, train
+from shortlist.training.train import TrainingError, chosen, train
 
 user, film = Entity("user", age=int), Entity("film", genre=str)
 watch = EventType("watch", user, film, stars=float | None)
@@ -143,15 +142,6 @@ def test_the_simplest_ranker_that_no_other_beats_for_certain_is_chosen() -> None
     assert chosen({}) == ""
 
 
-def test_what_a_ranker_puts_first_is_counted_per_request() -> None:
-    names, matrix = ("x",), np.zeros((1, 5))
-    data = RankingData(matrix, names, np.array([0.0, 1.0, 0.0, 0.0, 2.0]), np.array([7, 7, 7, 9, 9]))
-    gains, relevant = ordered_gains(data, np.array([3.0, 2.0, 1.0, 5.0, 6.0]))
-    assert gains[:, :3].tolist() == [[0, 1, 0], [2, 0, 0]]
-    assert relevant.counts.tolist() == [1, 1]
-    assert relevant.gains.tolist() == [1, 2]
-
-
 def test_an_empty_log_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"the log of project 'films' is empty.*shortlist ingest"):
         train(project(), log_of([]), tmp_path)
@@ -253,3 +243,29 @@ def test_the_starter_project_trains(tmp_path: Path) -> None:
     assert Registry(tmp_path / "trained").promote(release.version, "first").champion == release.version
     assert {"read the log", "draw negatives", "evaluate"} <= STEPS
     json.dumps(dict(release.manifest.details), allow_nan=False)
+
+
+def test_where_impressions_are_logged_what_was_shown_judges(tmp_path: Path) -> None:
+    """Shown at random, one genre is liked; popularity is what the policy showed most, and the worst of orders."""
+    rng = np.random.default_rng(6)
+    events = [{"kind": "film", "at": 0, "film": f"f{n}", "genre": f"g{n % 3}"} for n in range(30)]
+    for slate in range(700):
+        who, at = int(rng.integers(15)), slate * HOUR
+        odds = np.where(np.arange(30) % 3 == who % 3, 1.0, 6.0)
+        shown = rng.choice(30, 6, replace=False, p=odds / odds.sum())
+        for position, what in enumerate(shown):
+            event = {"kind": "impression", "at": at, "user": f"u{who}", "film": f"f{what}", "request": f"r{slate}"}
+            events.append({**event, "position": position + 1})
+        liked = [what for what in shown if rng.random() < (0.8 if what % 3 == who % 3 else 0.05)]
+        events += [{"kind": "watch", "at": at + 1, "user": f"u{who}", "film": f"f{what}"} for what in liked]
+    whole = project(labels=Labels(impression, {watch: 1.0}, within="30m"), rankers=[LogisticRegression()])
+    release = train(whole, log_of(events), tmp_path)
+    evaluation = release.manifest.details["evaluation"]
+    assert evaluation["judged_on"] == "slates that were shown, ordered again"
+    assert 50 <= evaluation["shown_slates"] <= 160
+    judged, replayed = evaluation["methods"], evaluation["replayed"]
+    assert judged["two_stage"]["ndcg@10"]["value"] > judged["popularity"]["ndcg@10"]["value"] + 0.1
+    assert judged["two_stage"]["over_popularity"]["ndcg@10"]["low"] > 0
+    assert release.manifest.metrics["ndcg@10"] == judged["two_stage"]["ndcg@10"]["value"]
+    assert replayed["popularity"]["ndcg@10"]["value"] != judged["popularity"]["ndcg@10"]["value"]
+    assert judged["popularity"]["recall@10"] == replayed["popularity"]["recall@10"]

@@ -156,7 +156,7 @@ def ranker_rows(ground: Ground, sources: FittedSources, past: Past, progress: Pr
     """
     split, labels, lesson = ground.split, ground.project.labels, ground.lesson
     if isinstance(labels, Labels):
-        rows = shown(lesson.log, ground.project, labels, split.sources, split.cut)
+        rows = shown(lesson.log, ground.project, labels, split.sources, split.cut, lesson.seed)
     else:
         pipeline, _ = pipeline_of(ground, sources, past.table)
         parts = []

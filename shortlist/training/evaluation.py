@@ -8,7 +8,7 @@ Metrics are averaged per user, then over users; intervals are bootstrapped by us
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -38,7 +38,8 @@ from shortlist.training.requests import Requests
 POPULARITY, TWO_STAGE, MERGED = "popularity", "two_stage", "merged"
 DEPTHS = (100, 500)
 PER_USER = 5
-MOST_REQUESTS = 10_000
+MOST_REQUESTS = 4_000
+"""The newest; each takes a few milliseconds."""
 
 Ranked = NDArray[np.int32]
 
@@ -80,7 +81,8 @@ class Losses:
 class Evaluation:
     """What was measured on one slice. `methods` and `retrieval` are empty where it has no request.
 
-    `losses` are those of what serves, `popularity_losses` what they would be if popularity served.
+    `losses` are those of what serves, `popularity_losses` what they would be if popularity served. Where NDCG and MRR
+    of `methods` were measured on `shown` slates that were ordered again, `replayed` has those of replayed requests.
     """
 
     users: int
@@ -89,11 +91,38 @@ class Evaluation:
     retrieval: Mapping[str, Mapping[str, Interval]]
     losses: Losses
     popularity_losses: Losses
+    shown: int = 0
+    replayed: Mapping[str, Quality] = field(default_factory=dict)
 
     def with_popularity(self) -> Evaluation:
         """The same measurements where popularity is what serves."""
-        methods = {name: self.methods[POPULARITY if name == TWO_STAGE else name] for name in self.methods}
-        return replace(self, methods=methods, losses=self.popularity_losses)
+        methods, replayed = (
+            {name: held[POPULARITY if name == TWO_STAGE else name] for name in held}
+            for held in (self.methods, self.replayed)
+        )
+        return replace(self, methods=methods, replayed=replayed, losses=self.popularity_losses)
+
+    def judged_on(self, reordered: Reordered, slates: int) -> Evaluation:
+        """The same with the metrics of what was shown and ordered again; of `slates` slates."""
+        if not reordered:
+            return self
+        nothing = Interval(float("nan"), float("nan"), float("nan"))
+        unknown = Quality(dict.fromkeys(METRICS, nothing), dict.fromkeys(METRICS, nothing), float("nan"))
+        methods = {
+            method: replace(
+                self.methods.get(method, unknown),
+                metrics={
+                    **self.methods.get(method, unknown).metrics,
+                    **{name: pair[0] for name, pair in found.items()},
+                },
+                over_popularity={
+                    **self.methods.get(method, unknown).over_popularity,
+                    **{name: pair[1] for name, pair in found.items()},
+                },
+            )
+            for method, found in reordered.items()
+        }
+        return replace(self, methods=methods, replayed=self.methods, shown=slates)
 
     def ndcg(self, method: str) -> float:
         """NDCG@10 of a method; NaN where it was not measured."""
@@ -104,7 +133,10 @@ class Evaluation:
         return {
             "users": self.users,
             "requests": self.requests,
+            "judged_on": "slates that were shown, ordered again" if self.shown else "requests of the past, replayed",
+            "shown_slates": self.shown,
             "methods": {name: quality.to_dict() for name, quality in self.methods.items()},
+            "replayed": {name: quality.to_dict() for name, quality in self.replayed.items()},
             "retrieval": {
                 name: {metric: value.to_dict() for metric, value in found.items()}
                 for name, found in self.retrieval.items()
@@ -132,6 +164,10 @@ class Evaluation:
             if source == POPULARITY:
                 flat.update({f"{baseline}.{name}": value for name, value in figures.items()})
         return flat
+
+
+Reordered = Mapping[str, Mapping[str, tuple[Interval, Interval]]]
+"""Of each method and metric: the value, and the difference from popularity, paired by user."""
 
 
 class _Shown:
@@ -190,7 +226,7 @@ def evaluate(
         for row, (method, found) in enumerate([(TWO_STAGE, asked.merged), (POPULARITY, popular)]):
             losses[row] += [*gone, *_lost(eligible, found.items, shown.slates[method][asked.number])]
     available = int(past.table.entities[item].available.sum())
-    return _measured(shown, requests, available, [Losses(*row) for row in losses.tolist()], seed)
+    return _measured(shown, requests, available, (Losses(*losses[0].tolist()), Losses(*losses[1].tolist())), seed)
 
 
 def _show(contest: Contest, asked: Asked, shown: _Shown) -> Candidates:
@@ -226,7 +262,9 @@ def _lost(eligible: Ranked, found: Ranked, slate: Ranked) -> tuple[int, int, int
     return int((~retrieved & ~shown).sum()), int((retrieved & ~shown).sum()), int(shown.sum())
 
 
-def _measured(shown: _Shown, requests: Requests, available: int, losses: Sequence[Losses], seed: int) -> Evaluation:
+def _measured(
+    shown: _Shown, requests: Requests, available: int, losses: tuple[Losses, Losses], seed: int
+) -> Evaluation:
     if not len(requests):
         return Evaluation(0, 0, {}, {}, *losses)
     who = np.unique(requests.user, return_inverse=True)

@@ -54,6 +54,21 @@ def gain_matrix(ranked: NDArray[np.int32], relevant: Relevant) -> Floats:
     return gains
 
 
+def ordered_gains(sizes: NDArray[np.int64], gain: Floats, score: Floats, k: int) -> tuple[Floats, Relevant]:
+    """The gain matrix (requests, k) of rows ordered by score within their request, and each request's positive rows.
+
+    Rows of one request stand together, `sizes` of them each; ties keep the rows' order. NaN ranks last.
+    """
+    request = np.repeat(np.arange(len(sizes)), sizes)
+    order = np.lexsort((np.where(np.isnan(score), np.inf, -score), request))
+    rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    gains, top = np.zeros((len(sizes), k)), rank < k
+    gains[request[top], rank[top]] = gain[order][top]
+    positive = np.flatnonzero(gain > 0)
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(request[positive], minlength=len(sizes)))]).astype(np.int64)
+    return gains, Relevant(positive.astype(np.int32), gain[positive], offsets)
+
+
 def ndcg(gains: Floats, relevant: Relevant, k: int, graded: bool = True) -> Floats:
     """NDCG@k of each request, shape (requests,); NaN for a request without relevant items.
 

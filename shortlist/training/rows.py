@@ -93,14 +93,17 @@ def observed_positives(log: EventLog, project: Project, known: Known, stop: int)
     return Positives(users[order], items[order], rows.position[order], rows.now[order], rows.gain[order])
 
 
-def shown(log: EventLog, project: Project, labels: Labels, start: int, stop: int, most: int = MOST_ROWS) -> Judged:
+def shown(
+    log: EventLog, project: Project, labels: Labels, start: int, stop: int, seed: int, most: int = MOST_ROWS
+) -> Judged:
     """The impressions between two positions, by slate; at most about `most`, the newest slates.
 
     All rows of a slate know what was known before its first impression: nothing of the slate itself, as in serving.
+    Within a slate they stand in drawn order, or else ties would be broken as the slate was.
     """
     rows = join_labels(log, labels, project.user.name, project.item.name, start, stop)
     slate = _slates(rows)
-    order = np.lexsort((rows.position, slate))
+    order = np.lexsort((np.random.default_rng(seed).random(len(slate)), slate))
     slate = slate[order]
     first = max(0, len(slate) - most)
     if first:
@@ -112,8 +115,8 @@ def shown(log: EventLog, project: Project, labels: Labels, start: int, stop: int
         hash_strings(rows.user)[order],
         hash_strings(rows.item)[order],
         request,
-        rows.position[order][starts][request],
-        rows.now[order][starts][request],
+        slate,
+        np.minimum.reduceat(rows.now[order], starts)[request] if len(starts) else rows.now[order],
         rows.gain[order],
         left_out=first,
         unclosed=rows.left_out,

@@ -42,9 +42,10 @@ from shortlist.training.dataset import (
     survey,
 )
 from shortlist.training.evaluation import MOST_REQUESTS, PER_USER, POPULARITY, TWO_STAGE, Contest, Evaluation, evaluate
-from shortlist.training.metrics import Floats, Relevant, by_user, ndcg
-from shortlist.training.rankers import FittedRanker, NothingToLearnError, RankingData, fit_ranker
+from shortlist.training.metrics import Floats, by_user, ndcg, ordered_gains
+from shortlist.training.rankers import FittedRanker, NothingToLearnError, fit_ranker
 from shortlist.training.releases import Manifest, Registry, Release
+from shortlist.training.reordering import reorder
 from shortlist.training.requests import requests_of
 
 EARLY = "early"
@@ -177,25 +178,12 @@ def validation_ndcg(directory: Path, rows: RankerRows) -> Floats:
     data = rows.choosing
     if not data.mixed:
         return np.empty(0)
-    gains, relevant = ordered_gains(data, load_scorer(directory).score(data.matrix, data.names))
+    scores = load_scorer(directory).score(data.matrix, data.names)
+    gains, relevant = ordered_gains(data.sizes, data.gain, scores, DEPTH)
     starts = np.cumsum(data.sizes) - data.sizes
     users, user = np.unique(rows.users[starts], return_inverse=True)
     per_user = by_user(ndcg(gains, relevant, DEPTH)[:, None], user, len(users))[:, 0]
     return per_user[~np.isnan(per_user)]
-
-
-def ordered_gains(data: RankingData, scores: Floats) -> tuple[Floats, Relevant]:
-    """The gains of each request's first ten rows by score, shape (requests, 10), and its positive rows."""
-    sizes = data.sizes
-    request = np.repeat(np.arange(len(sizes)), sizes)
-    order = np.lexsort((-scores, request))
-    rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    gains, top = np.zeros((len(sizes), DEPTH)), rank < DEPTH
-    gains[request[top], rank[top]] = data.gain[order][top]
-    positive = np.flatnonzero(data.gain > 0)
-    counts = np.bincount(request[positive], minlength=len(sizes))
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return gains, Relevant(positive.astype(np.int32), data.gain[positive], offsets)
 
 
 def measure(
@@ -206,10 +194,12 @@ def measure(
     requests = requests_of(lesson.positives.between(split.cut, split.stop), PER_USER, MOST_REQUESTS)
     pipeline, resort = pipeline_of(ground, sources, past.table)
     popular = (source for source in pipeline.sources if source.name == baseline_name(ground))
-    scorers = {name: RankerStage(name, load_scorer(directory / "rankers" / name)) for name in choice.fitted}
-    contest = Contest(pipeline, scorers, choice.ranker, next(popular, resort))
+    scorers = {name: load_scorer(directory / "rankers" / name) for name in choice.fitted}
+    stages = {name: RankerStage(name, scorer) for name, scorer in scorers.items()}
+    contest = Contest(pipeline, stages, choice.ranker, next(popular, resort))
     item = ground.project.item.name
-    return evaluate(contest, past, item, lesson.known.users.ids, requests, lesson.seed, progress)
+    evaluation = evaluate(contest, past, item, lesson.known.users.ids, requests, lesson.seed, progress)
+    return evaluation.judged_on(*reorder(ground, sources, scorers, choice.ranker))
 
 
 def baseline_name(ground: Ground) -> str:

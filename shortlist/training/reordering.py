@@ -1,0 +1,67 @@
+"""What was shown, ordered again: of the items that people saw, does a method put those first that they acted on?
+
+Where impressions are logged, this judges better than what users did later: they could act on nothing but what was
+shown to them, so a replay of requests rewards whatever repeats the policy that chose it. Measured in the simulated
+world, whose truth is known: rankers that triple the true value of a slate look worse than popularity in the replay
+and better in this. What remains is that people look at the top first, which holds for all methods alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+
+from shortlist.events.labels import Labels
+from shortlist.ranking.scorer import MatrixScorer
+from shortlist.retrieval.specs import Popular, popularity_features
+from shortlist.training.backtest import SLATE
+from shortlist.training.dataset import FittedSources, Ground, matrix_of
+from shortlist.training.evaluation import POPULARITY, TWO_STAGE, Reordered
+from shortlist.training.metrics import Floats, by_user, intervals, ndcg, ordered_gains, reciprocal_rank
+from shortlist.training.rows import shown
+
+MOST_SHOWN = 500_000
+METRICS = {f"ndcg@{SLATE}": partial(ndcg, k=SLATE), f"mrr@{SLATE}": partial(reciprocal_rank, k=SLATE)}
+
+
+def reorder(
+    ground: Ground, sources: FittedSources, scorers: Mapping[str, MatrixScorer], serves: str
+) -> tuple[Reordered, int]:
+    """Every method's order of the slates of the held-out slice, and how many slates had something acted on.
+
+    Empty where no impressions are declared, or nothing that was shown was acted on.
+    """
+    labels, lesson = ground.project.labels, ground.lesson
+    if not isinstance(labels, Labels):
+        return {}, 0
+    rows = shown(lesson.log, ground.project, labels, ground.split.cut, ground.split.stop, lesson.seed, MOST_SHOWN)
+    if not (rows.gain > 0).any():
+        return {}, 0
+    matrix, names = matrix_of(ground, sources, rows)
+    columns = dict(zip(names, matrix, strict=True))
+    scores = {POPULARITY: popularity(ground, columns)}
+    scores |= {name: columns[f"{name}_score"] for name in sources.names if f"{name}_score" in columns}
+    scores |= {name: scorer.score(matrix, names) for name, scorer in scorers.items()}
+    scores[TWO_STAGE] = scores[serves or POPULARITY]
+    starts = np.flatnonzero(np.diff(rows.request, prepend=-1))
+    sizes = np.diff(starts, append=len(rows))
+    users, user = np.unique(rows.user[starts], return_inverse=True)
+    per_user: dict[str, dict[str, Floats]] = {metric: {} for metric in METRICS}
+    slates = 0
+    for method, score in scores.items():
+        gains, relevant = ordered_gains(sizes, rows.gain, score, SLATE)
+        slates = int((relevant.counts > 0).sum())
+        for metric, measure in METRICS.items():
+            per_user[metric][method] = by_user(measure(gains, relevant)[:, None], user, len(users))[:, 0]
+    found = {metric: intervals(values, POPULARITY, lesson.seed) for metric, values in per_user.items()}
+    return {method: {metric: found[metric][method] for metric in METRICS} for method in scores}, slates
+
+
+def popularity(ground: Ground, columns: Mapping[str, Floats]) -> Floats:
+    """The popularity of each row's item at that moment, as the popular source counts it."""
+    spec = next((spec for spec in ground.sources if isinstance(spec, Popular)), Popular())
+    streams = popularity_features(ground.project.labels, ground.project.item, spec.half_life)
+    total: Floats = np.sum([gain * np.nan_to_num(columns[feature.name]) for feature, gain in streams], axis=0)
+    return total
