@@ -28,7 +28,7 @@ POSITION, NOW, TO, READ_FIELDS = range(4)
     READ_WORD, READ_RECENT, READ_FREQUENT,
 ) = range(12)  # fmt: skip
 
-AHEAD, MOST_AHEAD = 1, 512
+AHEAD, MOST_AHEAD = 4, 512
 """While one row is read, the one so many places later is fetched: its first words, so many of them."""
 
 HEADER = 3
