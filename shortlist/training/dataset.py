@@ -30,7 +30,7 @@ from shortlist.training.rows import Judged, columns_of, drawn, everyone, observe
 from shortlist.training.sources import Lesson, fit_source, row_columns
 from shortlist.training.split import Split, split_by_time
 
-PER_USER = 8
+PER_USER = 5
 MOST_LEARNING, MOST_CHOOSING = 4_000, 1_000
 """Requests without impressions, the newest: about 100 rows each to learn from, all that is retrieved to choose by."""
 REFRESH_MS = 3_600_000
