@@ -98,7 +98,12 @@ project = Project(
     constraints=Constraints(deadline_ms=100),
     sources=[
         Popular(),
-        TwoTower(history, user_attributes=("gender", "age", "occupation"), item_attributes=("genres", "year")),
+        TwoTower(
+            history,
+            user_attributes=("gender", "age", "occupation"),
+            item_attributes=("genres", "year"),
+            dimensions=128,  # as good as 256 on these ten thousand films, in two thirds of the time
+        ),
     ],
     rankers=[LambdaMART(), LogisticRegression()],
 )
