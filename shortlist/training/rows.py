@@ -28,7 +28,7 @@ from shortlist.training.requests import Positives, Requests
 
 RETRIEVED, RANDOM = 80, 20
 """Negatives of a request to learn from: drawn from what was retrieved, and from the whole catalogue."""
-MOST_ROWS = 2_000_000
+MOST_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
