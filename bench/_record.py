@@ -27,9 +27,9 @@ def record(command: str, figures: Mapping[str, Any]) -> None:
     title = f"## `python -m bench {command}`"
     commit = _output("git", "rev-parse", "--short", "HEAD") or "unknown commit"
     when = f"{datetime.now(UTC):%Y-%m-%d}, {_machine()}, commit {commit}"
-    body = f"{title}\n\n{when}\n\n```json\n{json.dumps(figures, indent=2)}\n```\n\n"
-    kept = [section for section in sections if not section.startswith(title + "\n")]
-    RESULTS.write_text(head.rstrip() + "\n\n" + "".join(sorted([*kept, body])).rstrip() + "\n")
+    body = f"{title}\n\n{when}\n\n```json\n{json.dumps(figures, indent=2)}\n```"
+    kept = [section.rstrip() for section in sections if not section.startswith(title + "\n")]
+    RESULTS.write_text("\n\n".join([head.rstrip(), *sorted([*kept, body])]) + "\n")
 
 
 def _machine() -> str:
