@@ -81,11 +81,12 @@ def service(workplace: Workplace) -> Iterator[str]:
     settings, registry = workplace.settings, workplace.registry()
     running = f"http://{settings.host}:{settings.port}"
     try:
-        if ask(f"{running}/health", seconds=1.0)["release"] in registry.versions():
-            yield running
-            return
+        ours = ask(f"{running}/health", seconds=1.0)["release"] in registry.versions()
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # nobody listens there, or somebody else: then one of our own
+        ours = False  # nobody listens there, or somebody else: then one of our own
+    if ours:  # outside the try: what the caller's block raises is not about the service
+        yield running
+        return
     registry.resolve("champion")
     from shortlist.serving.running import Running
 
