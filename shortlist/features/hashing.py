@@ -7,6 +7,7 @@ probability n^2 / 2^65 (3e-8 for a million ids).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,8 @@ Ids = Sequence[str] | Hashes
 NOTHING = np.uint64(0)
 EVERYTHING = np.uint64(0x9E3779B97F4A7C15)
 """The key of the one row that is grouped by nothing."""
+NOBODY: Hashes = np.zeros(1, np.uint64)
+"""The hash of no one: everything about it is missing."""
 
 
 @njit(
@@ -69,6 +72,14 @@ def hash_strings(strings: pa.Array | Sequence[str | None]) -> Hashes:
     if array.null_count:
         out[array.is_null().to_numpy(zero_copy_only=False)] = 0
     return out
+
+
+@lru_cache(maxsize=8_192)
+def hash_of(string: str) -> Hashes:
+    """The hash of one string, shape (1,), not to be written to; remembered, because a request asks for it often."""
+    hashed = hash_strings([string])
+    hashed.setflags(write=False)
+    return hashed
 
 
 def hashes_of(ids: Ids) -> Hashes:

@@ -11,7 +11,7 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,28 +38,28 @@ class SnapshotError(Exception):
 
 
 class Content:
-    """What a snapshot holds: a header of plain values, and named arrays."""
+    """What a snapshot holds: a header of plain values, named arrays, and named lists of strings."""
 
-    def __init__(self, header: Mapping[str, Any], arrays: Arrays) -> None:
-        self.header, self.arrays = header, arrays
+    def __init__(
+        self, header: Mapping[str, Any], arrays: Arrays, strings: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        self.header, self.arrays, self.strings = header, arrays, strings or {}
 
 
 def contents(table: FeatureTable) -> Content:
-    """A copy of everything that a table knows."""
+    """A copy of everything that a table knows; strings are encoded only when it is written."""
     arrays: Arrays = {}
+    strings = {f"strings/{column}": tuple(names.strings) for column, names in table.words.items()}
     for number, state in enumerate(table.states):
         arrays[f"keys/{number}"] = state.index.keys()
         arrays[f"rows/{number}"] = state.rows[: state.index.rows + 1].copy()
         arrays[f"late/{number}"] = state.late.copy()
     for name, known in table.entities.items():
-        _put_names(arrays, f"ids/{name}", known.names)
-        _put_names(arrays, f"words/{name}", known.words)
+        strings |= {f"ids/{name}": tuple(known.names.strings), f"words/{name}": tuple(known.words.strings)}
         for label, attribute in known.attributes.items():
             for part in ATTRIBUTE_PARTS:
                 arrays[f"attribute/{name}/{label}/{part}"] = getattr(attribute, part).values.copy()
-    for column, names in table.words.items():
-        _put_names(arrays, f"strings/{column}", names)
-    return Content({"fingerprint": table.features.fingerprint, "position": table.position}, arrays)
+    return Content({"fingerprint": table.features.fingerprint, "position": table.position}, arrays, strings)
 
 
 ATTRIBUTE_PARTS = ("latest", "previous", "offsets", "numbers", "stops", "pool")
@@ -89,6 +89,8 @@ def adopt(table: FeatureTable, content: Content) -> None:
 def write(path: Path, content: Content) -> None:
     """Write a snapshot so that `path` is at any time either the old file or the whole new one. Raises OSError."""
     arrays = {name: np.ascontiguousarray(array) for name, array in content.arrays.items()}
+    for name, strings in content.strings.items():
+        arrays |= _encoded(name, strings)
     sections: list[tuple[str, str, tuple[int, ...], int, int]] = []
     offset = 0
     for name, array in arrays.items():
@@ -155,10 +157,12 @@ def _header(path: Path, head: bytes) -> tuple[dict[str, Any], int]:
     return header, -(-(begin + length) // PAGE) * PAGE
 
 
-def _put_names(arrays: Arrays, prefix: str, names: Names) -> None:
-    blobs = [string.encode() for string in names.strings]
-    arrays[f"{prefix}/text"] = np.frombuffer(b"".join(blobs), np.uint8)
-    arrays[f"{prefix}/lengths"] = np.fromiter(map(len, blobs), np.int64, len(blobs))
+def _encoded(prefix: str, strings: Sequence[str]) -> Arrays:
+    blobs = [string.encode() for string in strings]
+    return {
+        f"{prefix}/text": np.frombuffer(b"".join(blobs), np.uint8),
+        f"{prefix}/lengths": np.fromiter(map(len, blobs), np.int64, len(blobs)),
+    }
 
 
 def _names(arrays: Arrays, prefix: str) -> Names:

@@ -37,7 +37,8 @@ class FeatureTable:
         self.states = [GroupState(group) for group in features.program.groups]
         self.words = {column: Names() for column in listed_columns(features)}
         self._plans: dict[tuple[Sequence[str] | None, tuple[str, ...]], Plan] = {}
-        self._lock = Lock()
+        self._updating = Lock()  # held by whoever changes the state, or must see it unchanged for long; taken first
+        self._lock = Lock()  # held by whoever changes the state or reads it
 
     @property
     def late(self) -> Mapping[str, int]:
@@ -47,7 +48,7 @@ class FeatureTable:
     def update(self, batch: Batch) -> None:
         """Fold a batch, in offset order. Events below `position` are skipped, so a batch may come twice."""
         for part in slices(batch, self.position):
-            with self._lock:
+            with self._updating, self._lock:
                 if part.start < self.position:
                     part = part.slice(self.position, part.stop)  # another thread was faster
                     if not len(part):
@@ -108,15 +109,15 @@ class FeatureTable:
         return names.text(np.ascontiguousarray(hashes).reshape(-1).view(np.uint64))
 
     def snapshot(self, path: Path | str) -> None:
-        """Write everything to a file, atomically: aside, fsynced, renamed. Updates wait, reads too."""
-        with self._lock:
+        """Write everything to a file, atomically: aside, fsynced, renamed. Updates wait for the copy, reads do not."""
+        with self._updating:
             content = snapshot.contents(self)
         snapshot.write(Path(path), content)
 
     def restore(self, path: Path | str) -> None:
         """Become what a snapshot holds. Raises SnapshotError, and changes nothing, when it cannot be used."""
         content = snapshot.load(Path(path), self.features.fingerprint)
-        with self._lock:
+        with self._updating, self._lock:
             snapshot.adopt(self, content)
 
     def _plan(self, columns: Sequence[str] | None, keys: tuple[str, ...]) -> Plan:

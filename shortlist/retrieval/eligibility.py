@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from shortlist.features.hashing import hash_strings
+from shortlist.features.hashing import hash_of
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Query
 from shortlist.pipeline.stages import Filter
@@ -63,7 +63,7 @@ class NotSeen:
         if query.user is None or not self.features or not len(candidates):
             return np.ones(len(candidates), np.bool_)
         ids = {
-            self.user: hash_strings([query.user]),
+            self.user: hash_of(query.user),
             self.catalogue.item: self.catalogue.hashes_of(candidates.items),
         }
         read = self.catalogue.table.read(ids, query.now, columns=self.features)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from shortlist.features.hashing import hash_strings
+from shortlist.features.hashing import NOBODY, hash_of
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Query
 from shortlist.pipeline.stages import Filter
@@ -16,6 +16,9 @@ from shortlist.retrieval.catalogue import Catalogue, Items
 from shortlist.retrieval.eligibility import eligible
 from shortlist.retrieval.index import Rows, Vectors
 from shortlist.retrieval.towers import Towers, attributes_of, context_columns
+
+ENOUGH = 0.9
+"""The share of the quota that is not worth another, wider search."""
 
 
 class Alignment:
@@ -52,7 +55,7 @@ class TowerSource:
     """A query hydrator, a source and a hydrator: learns the user's vector, proposes, and describes with `<name>_score`.
 
     The score is the product of the two vectors, -1 to 1, NaN for items that the release does not know. More than
-    `quota` are fetched until so many pass the filters, or nothing is left.
+    `quota` are fetched until about so many (`ENOUGH` of it) pass the filters, or nothing is left.
     """
 
     def __init__(
@@ -74,7 +77,7 @@ class TowerSource:
         known: Vectors | None = query.known.get(f"{self.name}_vector")
         if known is not None:
             return known
-        users = hash_strings([query.user])
+        users = NOBODY if query.user is None else hash_of(query.user)
         table, history = self.catalogue.table, self.towers.history
         read = table.read({self.user: users}, query.now, query.context, [history])
         columns = attributes_of(table.entities[self.user], self._attributes, users)
@@ -84,12 +87,12 @@ class TowerSource:
 
     def propose(self, query: Query) -> Candidates:
         """At most `quota` eligible items, nearest first."""
-        vector, wanted = self.vector(query), self.quota
+        vector, wanted, enough = self.vector(query), self.quota, ENOUGH * self.quota
         while True:
             rows, _ = self.towers.index.search(vector, wanted)
             items = self.alignment.items_of(rows)
             found = eligible(self.filters, query, Candidates(items[items >= 0]))
-            if len(found) >= self.quota or wanted >= len(self.towers.index):
+            if len(found) >= enough or wanted >= len(self.towers.index):
                 return found.take(np.arange(min(self.quota, len(found))))
             wanted *= 4
 

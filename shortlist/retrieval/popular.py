@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Lock, Thread
@@ -15,8 +16,10 @@ from shortlist.pipeline.stages import Filter
 from shortlist.retrieval.catalogue import Catalogue, Items
 from shortlist.retrieval.eligibility import eligible
 
-FIRST_LOOK = 4
-"""Times its quota that the source sorts at first; the rest is sorted when a user has seen or may not see all that."""
+LOOKS = (1.2, 4.0)
+"""Times its quota that the source looks at, one after the other; then at everything, which is sorted only then."""
+PORTION, PAUSE_SECONDS = 4_096, 0.0005
+"""Items that are counted at once behind the requests, and the pause after them: other readers get their turn."""
 
 
 @dataclass
@@ -30,6 +33,7 @@ class Counts:
 
     def top(self, n: int) -> Items:
         """At least the `n` most popular items (more on a tie), best first; ties in order of first appearance."""
+        n = min(n, len(self.values))
         if n not in self._tops:
             chosen = np.arange(len(self.values))
             if n < len(chosen):
@@ -69,16 +73,20 @@ class PopularSource:
     def propose(self, query: Query) -> Candidates:
         """At most `quota` eligible items, most popular first; fewer only where fewer are eligible."""
         counts = self._fresh(query.now)
-        everything = len(counts.values)
-        quota = everything if self.quota is None else self.quota
-        found = eligible(self.filters, query, Candidates(counts.top(min(FIRST_LOOK * quota, everything))))
-        if len(found) < quota and FIRST_LOOK * quota < everything:
-            found = eligible(self.filters, query, Candidates(counts.top(everything)))
+        quota = len(counts.values) if self.quota is None else self.quota
+        found = Candidates(NO_ITEMS)
+        for look in (*self._looks(), len(counts.values)):
+            found = eligible(self.filters, query, Candidates(counts.top(look)))
+            if len(found) >= quota:
+                break
         return found.take(np.arange(quota)) if len(found) > quota else found
+
+    def _looks(self) -> list[int]:
+        return [] if self.quota is None else [int(look * self.quota) for look in LOOKS]
 
     def popularity(self, now: int) -> NDArray[np.float64]:
         """Each item's popularity as of `now`, read from the table at this moment."""
-        return self._read(now).values
+        return self._read(now, len(self.catalogue)).values
 
     def _fresh(self, now: int) -> Counts:
         counts = self._counts
@@ -86,20 +94,32 @@ class PopularSource:
         if counts is not None and (age < self.refresh_ms or counts.position == self.catalogue.table.position):
             return counts
         if counts is None or not self.behind or age > 12 * self.refresh_ms:
-            self._counts = counts = self._read(now)
+            self._counts = counts = self._read(now, len(self.catalogue))
         elif self._reading.acquire(blocking=False):
             Thread(target=self._reread, args=(now,), name=f"{self.name} refresh", daemon=True).start()
         return counts
 
     def _reread(self, now: int) -> None:
         try:
-            counts = self._read(now)
-            counts.top(FIRST_LOOK * self.quota if self.quota else len(counts.values))
+            counts = self._read(now, PORTION)
+            for look in self._looks()[:1] or [len(counts.values)]:
+                counts.top(look)
             self._counts = counts
         finally:
             self._reading.release()
 
-    def _read(self, now: int) -> Counts:
-        hashes = self.catalogue.hashes()
-        read = self.catalogue.table.read({self.catalogue.item: hashes}, now, columns=self.features)
-        return Counts(self.gains @ np.nan_to_num(read.values), read.position, now)
+    def _read(self, now: int, portion: int) -> Counts:
+        """Count `portion` items at a time. Of several portions the first one's position is the one that is known."""
+        hashes, table = self.catalogue.hashes(), self.catalogue.table
+        values, position = np.zeros(len(hashes)), table.position
+        for start in range(0, len(hashes), max(portion, 1)):
+            if start:
+                time.sleep(PAUSE_SECONDS)
+            part = slice(start, start + portion)
+            read = table.read({self.catalogue.item: hashes[part]}, now, columns=self.features)
+            values[part] = self.gains @ np.nan_to_num(read.values)
+            position = min(position, read.position)
+        return Counts(values, position, now)
+
+
+NO_ITEMS: Items = np.empty(0, np.int32)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from shortlist.features.entities import EVERYTHING_KNOWN, Entities, Ragged
 from shortlist.features.hashing import Hashes, hash_strings
+from shortlist.features.index import KeyIndex
 from shortlist.retrieval.index import Index, Rows, Vectors
 
 AttributeColumn = NDArray[np.float64] | Ragged
@@ -109,6 +110,9 @@ class Towers:
         self._session, self.facts, self.categories, self.index = session, facts, categories, index
         self.users, self._user_table = users
         self.items, self._history_table = items
+        self._user_places, self._item_places = KeyIndex(), KeyIndex()
+        self._user_places.insert(self.users)
+        self._item_places.insert(self.items)
         self.scalings = {name: Scaling(*values) for name, values in facts["numbers"].items()}
 
     @property
@@ -128,7 +132,7 @@ class Towers:
 
     def rows_of(self, hashes: Hashes) -> Rows:
         """The row of each item, -1 where the release does not know it."""
-        return (places_in(self.items, hashes) - 1).astype(np.int32)
+        return self._item_places.find(hashes) - np.int32(1)
 
     def user_vectors(self, users: Hashes, history: NDArray[Any], columns: Mapping[str, AttributeColumn]) -> Vectors:
         """Vectors of length 1, shape (n, dimensions).
@@ -155,13 +159,12 @@ class Towers:
         return np.where(rows >= 0, (self.item_vectors[rows] @ vector).astype(np.float64), np.nan)
 
     def _chunk(self, users: Hashes, items: Hashes, columns: Mapping[str, AttributeColumn]) -> Vectors:
-        user = self._user_table[places_in(self.users, users)]
+        user = self._user_table[self._user_places.find(users)]
         for name, category in self.categories.items():
             column = columns[name]
             assert isinstance(column, Ragged)
             user = user + category.mean(column)
-        places = places_in(self.items, items)
-        table = self._history_table[places]
+        table = self._history_table[self._item_places.find(items.reshape(-1)).reshape(items.shape)]
         inputs = {"user": user, "history": table[:, :, :-1], "weight": table[:, :, -1]}
         if self.scalings:
             numbers = [scaling.apply(_numbers(columns[name])) for name, scaling in self.scalings.items()]
@@ -183,7 +186,8 @@ class Towers:
                 for name in facts["categories"]
             }
             users, items = vocabulary["users"], vocabulary["items"]
-            tables = [np.load(directory / name, mmap_mode="r", allow_pickle=False) for name in (USERS, HISTORY)]
+            mapped = [np.load(directory / name, mmap_mode="r", allow_pickle=False) for name in (USERS, HISTORY)]
+            tables = [np.asarray(table) for table in mapped]  # the same memory, without what numpy adds to each access
             session = session_of(directory / USER_MODEL)
             index = Index.load(directory / INDEX)
         except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile, RuntimeError) as error:

@@ -6,14 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from shortlist.features.hashing import Hashes, hash_strings
+from shortlist.features.hashing import NOBODY, Hashes, hash_of, hash_strings
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Query
 from shortlist.retrieval.catalogue import Catalogue
 from shortlist.serving.impressions import POSITION, SAMPLED
-
-NOBODY: Hashes = np.zeros(1, np.uint64)
-"""The hash of no user: everything about it is missing."""
 
 
 class LiveFeatures:
@@ -33,7 +30,7 @@ class LiveFeatures:
     def describe(self, query: Query, candidates: Candidates) -> Candidates:
         """The candidates with the feature block. An item that is unknown has missing features."""
         columns = self.all if query.explain or SAMPLED in query.known else self.needed
-        user = NOBODY if query.user is None else hash_strings([query.user])
+        user = NOBODY if query.user is None else hash_of(query.user)
         ids = {self.user: user, self.catalogue.item: self._hashes(query, candidates)}
         read = self.catalogue.table.read(ids, query.now, query.context, columns)
         position = np.full(len(candidates), float(read.position))
