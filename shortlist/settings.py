@@ -29,7 +29,8 @@ class Settings:
 
     `log`, `state` and `releases` are URLs: `sqlite:PATH` and `file:PATH`. `deadline_ms` of 0 takes the project's own
     constraint. `body_bytes` is the largest request body. `vector_sample` is the share of requests whose feature
-    vectors are logged for the audit. `port` 0 takes a free one.
+    vectors are logged for the audit. `cache_seconds` is for how long an answer may be given again (0: never).
+    `port` 0 takes a free one.
     """
 
     log: str = "sqlite:data/log.db"
@@ -40,6 +41,7 @@ class Settings:
     deadline_ms: float = 0.0
     body_bytes: int = 8 * 1024 * 1024
     vector_sample: float = 0.01
+    cache_seconds: float = 0.0
     folder: Path = Path()
 
     def place(self, name: str) -> Path:
@@ -59,6 +61,7 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "deadline_ms": (0, 600_000),
     "body_bytes": (1_024, 2**31),
     "vector_sample": (0, 1),
+    "cache_seconds": (0, 86_400),
 }
 NAMES = tuple(field.name for field in fields(Settings) if field.name != "folder")
 

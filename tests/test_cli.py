@@ -93,6 +93,10 @@ def test_settings_are_validated_too(fresh: Path, capsys: pytest.CaptureFixture[s
         (["serve", "--port", "70000"], "70000"),
         (["ingest"], "Missing argument"),
         (["recommend", "-k", "0", "ada"], "0"),
+        (["recommend"], "name a USER"),
+        (["recommend", "--all"], "--out DIR"),
+        (["recommend", "ada", "--out", "slates"], "--all"),
+        (["recommend", "ada", "--all", "--out", "slates"], "USER"),
     ],
 )
 def test_wrong_use_is_exit_code_2(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,6 +212,25 @@ def test_recommend_answers_for_anybody(shelf: Path, capsys: pytest.CaptureFixtur
     assert answers[0] != answers[1]
     assert main(["recommend", "ada", "-k", "100", "--explain", "-p", str(shelf)]) == 0
     assert "popular_rank" in printed(capsys)
+
+
+def test_recommend_all_writes_everybody_and_goes_on(
+    shelf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["recommend", "--all", "--out", str(tmp_path / "slates"), "-k", "3", "-p", str(shelf)]
+    assert main([*command, "--json"]) == 0
+    document = json.loads(printed(capsys))
+    assert (document["computed"], document["parts"], document["batch"]["users"]) == (24, 1, 24)
+    rows = pq.read_table(tmp_path / "slates").to_pylist()
+    assert main(["recommend", "ada", "-k", "3", "-p", str(shelf), "--json"]) == 0
+    one = [shown["item"] for shown in json.loads(printed(capsys))["items"]]
+    assert one == next(row["items"] for row in rows if row["user"] == "ada")
+    assert main(command) == 0
+    assert "1 of 1 parts were there already" in capsys.readouterr().err
+    assert main([*command, "--format", "jsonl"]) == 0
+    assert "began anew: format was parquet, is jsonl" in capsys.readouterr().err
+    assert main(["recommend", "--all", "--out", str(shelf), "-p", str(shelf)]) == 1
+    assert "name a new folder" in capsys.readouterr().err
 
 
 def test_a_training_set_is_written(shelf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

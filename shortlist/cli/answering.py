@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from shortlist.child import ask
 from shortlist.cli.console import Workplace, open_workplace, print_json, say, takes_json, takes_project
-from shortlist.terminal import print_table
+from shortlist.terminal import print_table, progress
+
+if TYPE_CHECKING:
+    from shortlist.serving.batch import Format
 
 
 @click.command()
@@ -32,14 +37,42 @@ def serve(path: Path, host: str | None, port: int | None) -> int:
 
 
 @click.command()
-@click.argument("user")
+@click.argument("user", required=False)
 @click.option("-k", default=10, show_default=True, type=click.IntRange(1), help="How many items.")
 @click.option("--explain", is_flag=True, help="Say where every item comes from.")
+@click.option("--all", "everybody", is_flag=True, help="Everybody whom the log names, into the folder --out.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="The folder of the slates of --all.")
+@click.option(
+    "--format", "form", type=click.Choice(["parquet", "jsonl"]), help="Of the slates of --all (default: parquet)."
+)
 @takes_project
 @takes_json
-def recommend(user: str, k: int, explain: bool, path: Path, as_json: bool) -> int:
-    """What the champion shows to USER now. Nothing is logged."""
-    workplace = open_workplace(path)
+def recommend(
+    user: str | None,
+    k: int,
+    explain: bool,
+    everybody: bool,
+    out: Path | None,
+    form: Format | None,
+    path: Path,
+    as_json: bool,
+) -> int:
+    """What the champion shows to USER now. Nothing is logged.
+
+    With --all it writes the slates of everybody, in parts: a run that was stopped goes on where it was, as long as
+    release and log are the same. Exit code 1 when a stage failed for somebody.
+    """
+    if everybody:
+        if user is not None or explain or out is None:
+            raise click.UsageError("--all needs --out DIR, and goes with neither USER nor --explain")
+        return recommend_all(open_workplace(path), k, out, form or "parquet", as_json)
+    if user is None or out is not None or form is not None:
+        raise click.UsageError("name a USER, or take everybody: --all --out DIR [--format jsonl]")
+    return recommend_one(open_workplace(path), user, k, explain, as_json)
+
+
+def recommend_one(workplace: Workplace, user: str, k: int, explain: bool, as_json: bool) -> int:
+    """Ask the service, and show its answer."""
     question = {"user": user, "k": k, "explain": explain, "log": False}
     with service(workplace) as url:
         answer = ask(f"{url}/recommend", question)
@@ -64,6 +97,39 @@ def recommend(user: str, k: int, explain: bool, path: Path, as_json: bool) -> in
     if answer["degraded"]:
         say(f"degraded: {', '.join(answer['degraded'])}")
     return 0
+
+
+def recommend_all(workplace: Workplace, k: int, out: Path, form: Format, as_json: bool) -> int:
+    """Write everybody's slates, and say what came of it."""
+    from shortlist.serving.batch import PART_USERS, Batch, present, write_batch
+
+    project, log, registry = workplace.project, workplace.log(), workplace.registry()
+    release = registry.fetch("champion", workplace.features().fingerprint)
+    with progress(quiet=as_json) as report:
+        report("read the log", 0.0)
+        table, pipeline = present(project, log, workplace.settings.place("state"), release)
+        report("read the log", 1.0)
+        users = table.entities[project.user.name].ids
+        now = time.time_ns() // 1_000_000
+        batch = Batch(project.name, release.version, table.position, len(users), k, form, PART_USERS, now)
+        written = write_batch(out, batch, pipeline, users, report)
+    done = written.batch
+    speed = written.computed / written.seconds if written.seconds > 0 else 0.0
+    if as_json:
+        figures = {"seconds": round(written.seconds, 3), "users_per_second": round(speed, 1)}
+        print_json({"folder": str(out), "parts": done.parts, **asdict(written), **figures})
+    else:
+        if written.anew:
+            say(f"began anew: {written.anew}")
+        if written.resumed_parts:
+            say(f"{written.resumed_parts} of {done.parts} parts were there already")
+        click.echo(
+            f"{out}: {done.users:,} users in {done.parts} parts; {written.computed:,} computed in "
+            f"{written.seconds:.1f} s, {speed:,.0f} a second"
+        )
+    for stage, count in written.degraded.items():
+        say(f"{click.style('failed', fg='red')}: {stage}, for {count:,} users; their slates are without it")
+    return 1 if written.degraded else 0
 
 
 def describe(columns: dict[str, float | None]) -> str:

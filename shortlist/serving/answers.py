@@ -88,8 +88,13 @@ class Answers:
         """`POST /recommend`."""
         begun, request = time.perf_counter(), decode(self.recommending, body)
         self._check_k(request.k)
-        query = self._query(request, request.k, None, begun)
-        return await self._slate("recommend", self._champion().recommend, query)
+        query, champion, cache = self._query(request, request.k, None, begun), self._champion(), self.service.cache
+        kept = cache.find(champion.version, query) if cache is not None else None
+        if kept is None:
+            return await self._slate("recommend", champion.recommend, query)
+        self._live().impressions.observe(query, *kept)
+        self.service.metrics.slate("recommend", not kept[0].items)
+        return Answer(encode(slate_answer(kept[0])))
 
     async def rank(self, body: bytes) -> Answer:
         """`POST /rank`."""

@@ -75,6 +75,12 @@ class Metrics:
         self._empty = Counter("shortlist_slates_empty", "Slates without any item.", registry=registry)
         events = Counter("shortlist_events", "Events by what became of them.", ["outcome"], registry=registry)
         self._events = [events.labels(outcome) for outcome in ("accepted", "duplicate", "refused")]
+        self.cache = Counter(
+            "shortlist_cache",
+            "Answers looked for in the cache: hit (given again) or miss (computed).",
+            ["outcome"],
+            registry=registry,
+        )
         self.impressions = Counter(
             "shortlist_impressions", "Impressions by what became of them.", ["outcome"], registry=registry
         )

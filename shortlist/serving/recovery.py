@@ -38,6 +38,14 @@ class Recovery:
 def recover(features: FeatureSet, log: EventLog, directory: Path) -> tuple[FeatureTable, Recovery]:
     """A table that knows everything in the log and is told what comes. A bad snapshot is not used."""
     started = time.monotonic()
+    table, problem = restored(features, log, directory)
+    start = table.position
+    log.subscribe(table.update, start=start)
+    return table, Recovery(start, table.position, time.monotonic() - started, problem)
+
+
+def restored(features: FeatureSet, log: EventLog, directory: Path) -> tuple[FeatureTable, str]:
+    """The table that the snapshot holds, an empty one without a good snapshot; and what is wrong with the snapshot."""
     table, problem = FeatureTable(features), ""
     path = directory / SNAPSHOT
     if path.exists():
@@ -48,9 +56,7 @@ def recover(features: FeatureSet, log: EventLog, directory: Path) -> tuple[Featu
         if table.position > log.position:
             problem = f"{path} knows {table.position} events, the log has {log.position}: it belongs to another log"
             table = FeatureTable(features)
-    restored = table.position
-    log.subscribe(table.update, start=restored)
-    return table, Recovery(restored, table.position, time.monotonic() - started, problem)
+    return table, problem
 
 
 def take_snapshot(table: FeatureTable, directory: Path) -> None:

@@ -13,12 +13,13 @@ import secrets
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shortlist.events.log import EventLog
 from shortlist.events.sqlite import SqliteLog
 from shortlist.features.table import FeatureTable
 from shortlist.project import Project
+from shortlist.serving.cache import AnswerCache
 from shortlist.serving.impressions import Impressions
 from shortlist.serving.limits import Limits
 from shortlist.serving.metrics import Metrics
@@ -66,6 +67,7 @@ class Service:
         self.pool = ThreadPoolExecutor(2, "ranking")
         self.checking = ThreadPoolExecutor(1, "checking")  # large batches of events
         self._chores = ThreadPoolExecutor(1, "chores")  # loading and snapshots, one at a time
+        self.cache = self._make_cache()
         self._prefix, self._numbers = secrets.token_hex(6), itertools.count(1)
         read = self.metrics.gauge
         read("shortlist_log_position", "Events in the log.", lambda: self.live.log.position if self.live else 0)
@@ -74,6 +76,17 @@ class Service:
         )
         read("shortlist_impressions_pending", "Slates to be logged.", lambda: self.pending_impressions)
         read("shortlist_ready", "1 when requests can be answered.", lambda: float(not self.waiting_for()))
+
+    def _make_cache(self) -> AnswerCache | None:
+        """None where the setting `cache_seconds` is 0."""
+        if not self.settings.cache_seconds:
+            return None
+        user, item = self.project.user.name, self.project.item.name
+        cache = AnswerCache(
+            user, item, self.settings.cache_seconds, lambda outcome: self.metrics.cache.labels(outcome).inc()
+        )
+        self.metrics.gauge("shortlist_cache_answers", "Answers that are kept.", lambda: len(cache))
+        return cache
 
     def request_id(self) -> str:
         """An id that no other request has: random once per process, then counted."""
@@ -132,6 +145,8 @@ class Service:
         log = SqliteLog(path, self.project.schemas)
         table, recovery = recover(self.features, log, self.settings.place("state"))
         logger.info("%s", recovery)
+        if self.cache is not None:
+            log.subscribe(self.cache.learn)  # behind the table: what it drops is computed with the events
         impressions = Impressions(
             log,
             self.project.user.name,
@@ -158,6 +173,9 @@ class Service:
                 return
             release = self.registry.fetch("champion", self.features.fingerprint)
             champion = load_champion(self.project, release, live.table, live.impressions, self.metrics.traced)
+            if self.cache is not None:
+                observers = (*champion.recommend.observers, self.cache)
+                champion = replace(champion, recommend=replace(champion.recommend, observers=observers))
             users, items = (live.table.entities[entity.name].ids for entity in (self.project.user, self.project.item))
             champion.warm(users, items, time.time_ns() // 1_000_000, self.request_id)
         except Exception as error:  # whatever is wrong with it, the old one goes on serving
