@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     from shortlist.framing.objective import Constraints, Guardrail, Objective
     from shortlist.framing.problems import Problem, ProjectError
     from shortlist.project import Project, load_project
-    from shortlist.ranking.specs import LambdaMART, LogisticRegression
+    from shortlist.ranking.specs import BoostedTrees, DeepCross, LambdaMART, LogisticRegression
     from shortlist.retrieval.specs import Popular, TwoTower
     from shortlist.settings import Settings, load_settings
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BoostedTrees",
     "Constraints",
+    "DeepCross",
     "Entity",
     "Event",
     "EventType",
@@ -53,7 +55,7 @@ _HOMES = {
     "shortlist.framing.objective": ("Constraints", "Guardrail", "Objective"),
     "shortlist.framing.problems": ("Problem", "ProjectError"),
     "shortlist.project": ("Project", "load_project"),
-    "shortlist.ranking.specs": ("LambdaMART", "LogisticRegression"),
+    "shortlist.ranking.specs": ("BoostedTrees", "DeepCross", "LambdaMART", "LogisticRegression"),
     "shortlist.retrieval.specs": ("Popular", "TwoTower"),
     "shortlist.settings": ("Settings", "load_settings"),
 }

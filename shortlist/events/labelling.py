@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -37,8 +37,10 @@ class LabelledRows:
     """Rows with their labels, in log order, one value per row.
 
     `position` is the offset of the event that made the row: what was known is everything strictly before it. `now` is
-    its time in ms UTC. `gain` is 0 for shown and not acted on. `request` names the slate (null without impressions).
-    `left_out` counts the impressions whose window was still open at the end of the log: their label is not known yet.
+    its time in ms UTC. `gain` is 0 for shown and not acted on. `request` names the slate (null without impressions),
+    `rank` the place in it (1 is the top; NaN where it is not known). `actions` says by kind on which rows it happened
+    (none without impressions). `left_out` counts the impressions whose window was still open at the end of the log:
+    their label is not known yet.
     """
 
     user: pa.Array
@@ -47,6 +49,8 @@ class LabelledRows:
     now: NDArray[np.int64]
     gain: NDArray[np.float64]
     request: pa.Array
+    rank: NDArray[np.float64]
+    actions: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     left_out: int = 0
 
     def __len__(self) -> int:
@@ -54,21 +58,29 @@ class LabelledRows:
 
 
 def join_labels(
-    log: EventLog, labels: Labels | ObservedPositives, user: str, item: str, start: int = 0, stop: int | None = None
+    log: EventLog,
+    labels: Labels | ObservedPositives,
+    user: str,
+    item: str,
+    start: int = 0,
+    stop: int | None = None,
+    also: Sequence[EventSchema] = (),
 ) -> LabelledRows:
     """The labels of the events at offsets from `start` up to, not including, `stop` (default: all that are known).
 
     With impressions: an action is attributed to the latest impression of the same user and item that happened at or
     before it and at most `within` ago, both by event time. An impression's gain is the largest of its actions' gains,
     0 without any. Only actions before `stop` count, and impressions whose window ends after the last `received` before
-    `stop` are left out: what is asked about a past position never knows what came later.
+    `stop` are left out: what is asked about a past position never knows what came later. `also` are further kinds of
+    actions that are noted and worth nothing.
 
     Without impressions: one row per action that satisfies `where`, with its kind's gain.
     """
     end = log.position if stop is None else min(stop, log.position)
     if isinstance(labels, ObservedPositives):
         return observed(log, labels, user, item, start, end)
-    return attributed(log, labels, user, item, start, end)
+    gains = {**labels.gains, **{schema: 0.0 for schema in also if schema not in labels.gains}}
+    return attributed(log, replace(labels, gains=gains), user, item, start, end)
 
 
 @dataclass
@@ -81,6 +93,8 @@ class Events:
     position: NDArray[np.int64]
     at: NDArray[np.int64]
     gain: NDArray[np.float64]
+    kind: NDArray[np.int16]
+    rank: NDArray[np.float64]
     closed_by: int
 
 
@@ -90,10 +104,15 @@ def gather(
     keys: tuple[str, str, str | None],
     gain_of: Callable[[Batch], NDArray[np.float64]],
     span: tuple[int, int],
+    kinds: Sequence[str] = (),
+    rank: str | None = None,
 ) -> Events:
-    """Collect the events whose gain is not NaN; `keys` are the columns of user, item and request."""
+    """Collect the events whose gain is not NaN; `keys` are the columns of user, item and request, `rank` that of ranks.
+
+    The kind of an event is its place in `kinds`, -1 where it is not among them.
+    """
     texts: tuple[list[pa.Array], ...] = ([], [], [])
-    numbers: tuple[list[NDArray[Any]], ...] = ([], [], [])
+    numbers: tuple[list[NDArray[Any]], ...] = ([], [], [], [], [])
     closed_by = -1
     for batch in log.scan(*span, columns=columns):
         gain = gain_of(batch)
@@ -101,12 +120,22 @@ def gather(
         rows = pa.array(chosen)
         for found, key in zip(texts, keys, strict=True):
             found.append(pa.nulls(len(rows), pa.string()) if key is None else batch.strings(key).take(rows))
-        for kept, values in zip(numbers, (batch.offset, batch.at, gain), strict=True):
+        place = np.full(len(batch), np.nan) if rank is None else batch.numbers(rank)
+        for kept, values in zip(numbers, (batch.offset, batch.at, gain, kinds_of(batch, kinds), place), strict=True):
             kept.append(values[chosen])
         closed_by = max(closed_by, int(batch.received.max()))
     user, item, request = (pa.chunked_array(found, pa.string()).combine_chunks() for found in texts)
-    position, at = (np.concatenate([np.empty(0, np.int64), *found]) for found in numbers[:2])
-    return Events(user, item, request, position, at, np.concatenate([np.empty(0), *numbers[2]]), closed_by)
+    types = (np.int64, np.int64, np.float64, np.int16, np.float64)
+    held = [np.concatenate([np.empty(0, kept), *found]) for kept, found in zip(types, numbers, strict=True)]
+    return Events(user, item, request, *held, closed_by)
+
+
+def kinds_of(batch: Batch, kinds: Sequence[str]) -> NDArray[np.int16]:
+    """Each event's place in `kinds`, -1 where it is of another kind."""
+    codes = np.full(len(batch), -1, np.int16)
+    for code, kind in enumerate(kinds):
+        codes[batch.of_kind(kind)] = code
+    return codes
 
 
 def observed(log: EventLog, labels: ObservedPositives, user: str, item: str, start: int, stop: int) -> LabelledRows:
@@ -118,7 +147,7 @@ def observed(log: EventLog, labels: ObservedPositives, user: str, item: str, sta
         return gains(batch, labels.gains, condition)
 
     found = gather(log, [user, item, *tested], (user, item, None), gain_of, (start, stop))
-    return LabelledRows(found.user, found.item, found.position, found.at, found.gain, found.request)
+    return LabelledRows(found.user, found.item, found.position, found.at, found.gain, found.request, found.rank)
 
 
 def attributed(log: EventLog, labels: Labels, user: str, item: str, start: int, stop: int) -> LabelledRows:
@@ -129,15 +158,31 @@ def attributed(log: EventLog, labels: Labels, user: str, item: str, start: int, 
     def gain_of(batch: Batch) -> NDArray[np.float64]:
         return np.where(batch.of_kind(shown_kind), SHOWN, gains(batch, labels.gains, None))
 
-    found = gather(log, [user, item, request], (user, item, request), gain_of, (start, stop))
+    rank = labels.impression.column("position") if "position" in labels.impression.fields else None
+    kinds = [schema.kind for schema in labels.gains]
+    columns = [user, item, request, *([rank] if rank else [])]
+    found = gather(log, columns, (user, item, request), gain_of, (start, stop), kinds, rank)
     within = duration_ms(labels.within)
     shown = found.gain == SHOWN
-    gain = attribute(pair_codes(found.user, found.item), found.at, found.position, found.gain, within)
+    pairs = attribute(pair_codes(found.user, found.item), found.at, found.position, shown, within)
+    gain = np.zeros(len(shown))
+    np.maximum.at(gain, pairs.impression, found.gain[pairs.action])
+    happened = np.zeros((len(kinds), len(shown)), np.bool_)
+    happened[found.kind[pairs.action], pairs.impression] = True
     closed = found.at + within <= found.closed_by
     rows = np.flatnonzero(shown & closed)
     user_, item_, request_ = (column.take(pa.array(rows)) for column in (found.user, found.item, found.request))
-    left_out = int((shown & ~closed).sum())
-    return LabelledRows(user_, item_, found.position[rows], found.at[rows], gain[rows], request_, left_out)
+    return LabelledRows(
+        user_,
+        item_,
+        found.position[rows],
+        found.at[rows],
+        gain[rows],
+        request_,
+        found.rank[rows],
+        {kind: happened[code, rows] for code, kind in enumerate(kinds)},
+        left_out=int((shown & ~closed).sum()),
+    )
 
 
 def gains(
@@ -162,25 +207,29 @@ def pair_codes(user: pa.Array, item: pa.Array) -> NDArray[np.int64]:
     return codes
 
 
+class Pairs(NamedTuple):
+    """Places of impressions and of the actions that belong to them."""
+
+    impression: NDArray[np.intp]
+    action: NDArray[np.intp]
+
+
 def attribute(
     pair: NDArray[np.int64],
     at: NDArray[np.int64],
     position: NDArray[np.int64],
-    gain: NDArray[np.float64],
+    shown: NDArray[np.bool_],
     within: int,
-) -> NDArray[np.float64]:
-    """Each impression's largest gain. Impressions are the events whose `gain` is SHOWN, the others are actions.
+) -> Pairs:
+    """Which actions belong to which impressions; impressions are the events that are `shown`, the others are actions.
 
     Sorted by pair and time (an impression before an action of the same millisecond), the latest impression before an
     action is the last one seen: a running maximum of places.
     """
-    is_action = gain != SHOWN
-    order = np.lexsort((position, is_action, at, pair))
-    places = np.where(is_action[order], -1, np.arange(len(order)))
+    order = np.lexsort((position, ~shown, at, pair))
+    places = np.where(shown[order], np.arange(len(order)), -1)
     latest = np.maximum.accumulate(places) if len(places) else places
-    action = np.flatnonzero(is_action[order] & (latest >= 0))
+    action = np.flatnonzero(~shown[order] & (latest >= 0))
     impression, action = order[latest[action]], order[action]
     belongs = (pair[impression] == pair[action]) & (at[action] - at[impression] <= within)
-    best = np.zeros(len(gain))
-    np.maximum.at(best, impression[belongs], gain[action[belongs]])
-    return best
+    return Pairs(impression[belongs], action[belongs])

@@ -1,1 +1,1 @@
-"""In what order? Scorers: the linear baseline and gradient-boosted trees."""
+"""In what order? Scorers: the linear baseline, gradient-boosted trees and deep cross networks."""

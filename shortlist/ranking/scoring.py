@@ -1,6 +1,7 @@
 """The stage that scores candidates with a trained ranker, and how a trained ranker is loaded.
 
-A ranker's directory holds `ranker.json` (its kind, its columns) and, for trees, `trees.txt`. Loading executes nothing.
+A ranker's directory holds `ranker.json` (its kind, its columns) and the model: `linear.json`, `trees.txt`, or
+`network.json` beside `network.onnx`. Loading executes nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class RankerError(ValueError):
 def load_scorer(directory: Path) -> MatrixScorer:
     """The ranker that `training.rankers.fit_ranker` wrote.
 
-    Raises ValueError (RankerError, ModelTextError, LinearError) where a file is damaged, OSError where one is missing.
+    Raises ValueError (RankerError, ModelTextError, LinearError, NetworkError) where a file is damaged, OSError
+    where one is missing.
     """
     path = directory / DESCRIPTION
     try:
@@ -55,9 +57,16 @@ def _load_trees(directory: Path, columns: tuple[str, ...]) -> MatrixScorer:
     return Trees.load(directory / TREES, columns)
 
 
+def _load_network(directory: Path, columns: tuple[str, ...]) -> MatrixScorer:  # noqa: ARG001
+    from shortlist.ranking.network import Network  # onnxruntime takes a moment, and only networks need it
+
+    return Network.load(directory)
+
+
 LOADERS: Mapping[str, Callable[[Path, tuple[str, ...]], MatrixScorer]] = {
     "linear": _load_linear,
     "trees": _load_trees,
+    "network": _load_network,
 }
 
 

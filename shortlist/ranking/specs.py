@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
+
+Order = Literal["pointwise", "pairwise", "listwise"]
 
 
 @dataclass(frozen=True)
@@ -16,18 +19,52 @@ class LogisticRegression:
 
 
 @dataclass(frozen=True)
-class LambdaMART:
-    """Gradient-boosted trees whose gradients follow NDCG (Burges, From RankNet to LambdaRank to LambdaMART, 2010).
+class BoostedTrees:
+    """Gradient-boosted trees. What they learn from a request's rows is the `objective`:
+
+    - pointwise: of each row, whether it was acted on (log loss);
+    - pairwise: of each two rows, which one has the greater gain (RankNet; Burges et al., ICML 2005);
+    - listwise: of all rows, the order, by gradients that follow NDCG (LambdaMART; Burges, 2010).
 
     At most `trees` trees of at most `leaves` leaves, each leaf with at least `rows_per_leaf` training rows; training
     stops when NDCG@10 on held-out requests has not risen for a while.
     """
 
-    name: str = "lambdamart"
+    objective: Order = "pairwise"
+    name: str = ""
     trees: int = 300
     leaves: int = 31
     learning_rate: float = 0.05
     rows_per_leaf: int = 20
 
+    def __post_init__(self) -> None:
+        if not self.name:
+            object.__setattr__(self, "name", f"{self.objective}_trees")
 
-RankerSpec = LogisticRegression | LambdaMART
+
+@dataclass(frozen=True)
+class LambdaMART(BoostedTrees):
+    """Gradient-boosted trees whose gradients follow NDCG (Burges, From RankNet to LambdaRank to LambdaMART, 2010)."""
+
+    objective: Order = field(default="listwise", init=False)
+    name: str = "lambdamart"
+
+
+@dataclass(frozen=True)
+class DeepCross:
+    """A deep cross network: feature crosses beside a multilayer perceptron (DCN V2; Wang et al., WWW 2021).
+
+    It has a head for every action of the labels and of the objective's proxies (click, watch, hide: multi-task), each
+    the calibrated probability of its action; the score is their sum, weighed by the proxies. `layers` crosses and
+    hidden layers of `hidden` units; training stops when the heads' log loss on held-out requests no longer falls, after
+    `epochs` at the latest.
+    """
+
+    name: str = "deep_cross"
+    layers: int = 2
+    hidden: tuple[int, ...] = (128, 64)
+    epochs: int = 20
+    learning_rate: float = 0.001
+
+
+RankerSpec = LogisticRegression | BoostedTrees | DeepCross

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from shortlist.training.assembly import load_retrieval
 from shortlist.training.backtest import LiveColumns, Past, Progress
 from shortlist.training.rankers import NothingToLearnError, RankingData
 from shortlist.training.requests import requests_of
-from shortlist.training.rows import Judged, columns_of, drawn, everyone, observed_positives, shown
+from shortlist.training.rows import Judged, blend, columns_of, drawn, everyone, observed_positives, shown
 from shortlist.training.sources import Lesson, fit_source, row_columns
 from shortlist.training.split import Split, split_by_time
 
@@ -66,12 +67,16 @@ class Ground:
 
 @dataclass(frozen=True)
 class FittedSources:
-    """The names of the sources that were fitted into `directory`, what is to be reported, and why others were not."""
+    """The names of the sources that were fitted into `directory`, what is to be reported, and why others were not.
+
+    `seconds` is how long each took to fit, fits on a shorter past included.
+    """
 
     directory: Path
     names: tuple[str, ...]
     figures: Mapping[str, Mapping[str, Any]]
     findings: tuple[str, ...]
+    seconds: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -118,17 +123,19 @@ def fit_sources(
     lesson = ground.before(stop)
     figures: dict[str, Mapping[str, Any]] = {}
     findings = []
+    seconds = {} if earlier is None else dict(earlier.seconds)
     for spec in ground.sources:
-        place = directory / "sources" / spec.name
+        place, begun = directory / "sources" / spec.name, time.perf_counter()
         try:
             before = None if earlier is None else earlier.figures.get(spec.name)
             figures[spec.name] = fit_source(spec, lesson, place, before, progress)
+            seconds[spec.name] = seconds.get(spec.name, 0.0) + time.perf_counter() - begun
         except NothingToLearnError as error:
             shutil.rmtree(place, ignore_errors=True)
             findings.append(f"source {spec.name} was left out: {error}")
     if not figures:
         figures[Popular().name] = fit_source(Popular(), lesson, directory, None, progress)
-    return FittedSources(directory, tuple(figures), figures, tuple(findings))
+    return FittedSources(directory, tuple(figures), figures, tuple(findings), seconds)
 
 
 def pipeline_of(ground: Ground, sources: FittedSources, table: FeatureTable) -> tuple[Pipeline, Source]:
@@ -171,9 +178,10 @@ def ranker_rows(ground: Ground, sources: FittedSources, past: Past, progress: Pr
     matrix, names = matrix_of(ground, sources, rows)
     progress("replay features", 1.0)
     learning, choosing = rows.position < split.rankers, rows.position >= split.rankers
+    data = RankingData(matrix, names, rows.gain, rows.request, rows.rank, rows.actions, blend(ground.project))
     return RankerRows(
-        RankingData(matrix[:, learning], names, rows.gain[learning], rows.request[learning]),
-        RankingData(matrix[:, choosing], names, rows.gain[choosing], rows.request[choosing]),
+        data.take(learning),
+        data.take(choosing),
         rows.user[choosing],
         rows.left_out,
         rows.unclosed,

@@ -1,25 +1,23 @@
-"""From labelled rows to a ranker's directory: logistic regression by Newton's method, LambdaMART by LightGBM.
+"""From labelled rows to a ranker's directory: logistic regression here, trees and the network in rooms of their own.
 
-The same rows, spec, seed and machine give the same bytes. What is written is JSON and LightGBM's text; how it is
+The same rows, spec, seed and machine give the same bytes. What is written is JSON, LightGBM's text and ONNX; how it is
 loaded and what it scores is the business of `shortlist.ranking`.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import singledispatch
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shortlist.ranking.linear import HUGE, Linear, Term, standardised
-from shortlist.ranking.scoring import DESCRIPTION, LINEAR, TREES
-from shortlist.ranking.specs import LambdaMART, LogisticRegression, RankerSpec
+from shortlist.ranking.scoring import DESCRIPTION, LINEAR
+from shortlist.ranking.specs import BoostedTrees, DeepCross, LogisticRegression, RankerSpec
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps at most)."""
@@ -34,17 +32,6 @@ SKEWED = 2.0
 """Columns without negative values and with more skewness than this (an exponential's) are taken by their logarithm."""
 
 NEWTON_STEPS = 50
-PATIENCE = 30
-"""Trees without a better NDCG@10 on the held-out requests before LambdaMART stops."""
-
-THREADS = 2
-"""For large sets, on every machine: LightGBM's sums depend on the number of threads."""
-
-MANY_VALUES = 2_000_000
-"""A smaller matrix is trained on one thread: on a busy machine threads would wait for each other longer than work."""
-
-GROUP_LIMIT = 10_000
-"""LightGBM's limit of rows per request."""
 
 
 class NothingToLearnError(ValueError):
@@ -56,18 +43,31 @@ class RankingData:
     """Labelled rows: `matrix` [features, rows] (NaN is missing), `names` of its features, `gain` and `group` per row.
 
     A gain is 0 for what was not acted on and larger for better actions. Rows of one request share a `group` number and
-    stand together. Raises ValueError where the shapes disagree, a gain is impossible or a group is torn apart.
+    stand together. `rank` is the place at which a row was shown (1 is the top, NaN where that is not known).
+
+    `actions` says of each kind on which rows it happened, and `blend` what one of them is worth. Without them the one
+    action is "acted": a gain above 0.
+
+    Raises ValueError where the shapes disagree, a gain is impossible or a group is torn apart.
     """
 
     matrix: NDArray[np.float64]
     names: tuple[str, ...]
     gain: NDArray[np.float64]
     group: NDArray[np.int64]
+    rank: NDArray[np.float64] | None = None
+    actions: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    blend: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.matrix.shape != (len(self.names), len(self.gain)) or len(self.group) != len(self.gain):
             found = f"{self.matrix.shape}, {len(self.names)} names, {len(self.gain)} gains, {len(self.group)} groups"
             raise ValueError(f"matrix {found}; expected [features, rows], a name per feature, a gain and group per row")
+        beside = [("rank", self.rank), *self.actions.items()]
+        if wrong := [name for name, column in beside if column is not None and column.shape != self.gain.shape]:
+            raise ValueError(f"{wrong[0]!r} has not one value per row; there are {len(self.gain)} rows")
+        if missing := [name for name in self.actions if name not in self.blend]:
+            raise ValueError(f"the blend does not say what {missing[0]!r} is worth; give it a weight, 0 for nothing")
         impossible = self.gain[~(np.isfinite(self.gain) & (self.gain >= 0))]
         if len(impossible):
             raise ValueError(f"found the gain {impossible[0]:g}; expected numbers from 0 upwards")
@@ -94,12 +94,32 @@ class RankingData:
         if names == self.names:
             return self
         index = {name: number for number, name in enumerate(self.names)}
-        return RankingData(self.matrix[[index[name] for name in names]], names, self.gain, self.group)
+        return replace(self, matrix=self.matrix[[index[name] for name in names]], names=names)
+
+    def take(self, rows: NDArray[np.bool_]) -> RankingData:
+        """Some of the rows."""
+        return replace(
+            self,
+            matrix=self.matrix[:, rows],
+            gain=self.gain[rows],
+            group=self.group[rows],
+            rank=None if self.rank is None else self.rank[rows],
+            actions={name: happened[rows] for name, happened in self.actions.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A model whose files are written: its kind, figures, and the actions it could not learn, each with the reason."""
+
+    kind: str
+    figures: Mapping[str, float]
+    dropped: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class FittedRanker:
-    """What became of the rows: the columns in use, those dropped with the reason, and figures of the fit."""
+    """What became of the rows: the columns in use, columns and actions dropped with the reason, figures of the fit."""
 
     name: str
     kind: str
@@ -132,8 +152,9 @@ def fit_ranker(
         )
     held_out = None if validation is None or validation.mixed == 0 else validation.of(columns)
     directory.mkdir(parents=True, exist_ok=True)
-    kind, figures = fit(spec, data.of(columns), held_out, directory, seed, progress)
-    fitted = FittedRanker(spec.name, kind, columns, dropped, len(data.gain), len(data.sizes), figures)
+    made = fit(spec, data.of(columns), held_out, directory, seed, progress)
+    dropped |= {f"action {name}": reason for name, reason in made.dropped.items()}
+    fitted = FittedRanker(spec.name, made.kind, columns, dropped, len(data.gain), len(data.sizes), made.figures)
     (directory / DESCRIPTION).write_text(json.dumps(asdict(fitted), indent=1), encoding="utf-8")
     return fitted
 
@@ -170,62 +191,39 @@ def fit(
     directory: Path,  # noqa: ARG001
     seed: int,  # noqa: ARG001
     progress: Progress,  # noqa: ARG001
-) -> tuple[str, dict[str, float]]:
-    """Write the model's file; returns its kind and figures of the fit. Register a new kind of ranker here."""
-    raise TypeError(f"no ranker is fitted by {spec!r}; expected LogisticRegression(...) or LambdaMART(...)")
+) -> Fit:
+    """Write the model's files. Register a new kind of ranker here."""
+    raise TypeError(f"no ranker is fitted by {spec!r}; expected LogisticRegression(), BoostedTrees() or DeepCross()")
 
 
 @fit.register
 def _(
-    spec: LambdaMART,
+    spec: BoostedTrees,
     data: RankingData,
     validation: RankingData | None,
     directory: Path,
     seed: int,
     progress: Progress,
-) -> tuple[str, dict[str, float]]:
-    # Read when libgomp starts: threads that wait must sleep. Spinning ones took 41 s on a busy machine for 3 s of work.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import lightgbm  # takes a second, and only this ranker needs it
+) -> Fit:
+    from shortlist.training.boosting import fit_trees
 
-    gains = np.unique(np.concatenate([[0.0], data.gain, validation.gain if validation else []]))
-    parameters = {
-        "objective": "lambdarank",
-        "label_gain": gains.tolist(),
-        "metric": "ndcg",
-        "eval_at": [10],
-        "num_leaves": spec.leaves,
-        "learning_rate": spec.learning_rate,
-        "min_data_in_leaf": spec.rows_per_leaf,
-        "seed": seed,
-        "deterministic": True,
-        "force_row_wise": True,
-        "num_threads": THREADS if data.matrix.size >= MANY_VALUES else 1,
-        "verbosity": -1,
-    }
+    return fit_trees(spec, data, validation, directory, seed, progress)
 
-    def dataset(rows: RankingData, reference: lightgbm.Dataset | None = None) -> lightgbm.Dataset:
-        if rows.sizes.max() > GROUP_LIMIT:
-            raise NothingToLearnError(f"a request has {rows.sizes.max()} rows; at most {GROUP_LIMIT} can be ranked")
-        return lightgbm.Dataset(
-            rows.matrix.T,
-            np.searchsorted(gains, rows.gain),
-            group=rows.sizes,
-            reference=reference,
-            feature_name=[quote(name, safe="") for name in rows.names],
-        )
 
-    train = dataset(data)
-    held_out = [] if validation is None else [dataset(validation, train)]
-    callbacks: list[Callable[..., None]] = [lambda now: progress(now.iteration + 1, spec.trees)]
-    if held_out:
-        callbacks.append(lightgbm.early_stopping(PATIENCE, verbose=False))
-    booster = lightgbm.train(parameters, train, spec.trees, valid_sets=held_out, callbacks=callbacks)
-    (directory / TREES).write_text(booster.model_to_string(), encoding="utf-8")  # up to the best tree
-    figures = {"trees": float(booster.num_trees())}
-    if held_out:
-        figures["held_out_ndcg@10"] = float(booster.best_score["valid_0"]["ndcg@10"])
-    return "trees", figures
+@fit.register
+def _(
+    spec: DeepCross,
+    data: RankingData,
+    validation: RankingData | None,
+    directory: Path,
+    seed: int,
+    progress: Progress,
+) -> Fit:
+    try:
+        from shortlist.training.network import fit_network  # torch takes seconds, and only this ranker needs it
+    except ModuleNotFoundError as error:
+        raise NothingToLearnError(f"{error.name} is not installed; run: pip install 'shortlist[training]'") from error
+    return fit_network(spec, data, validation, directory, seed, progress)
 
 
 @fit.register
@@ -236,7 +234,7 @@ def _(
     directory: Path,
     seed: int,
     progress: Progress,
-) -> tuple[str, dict[str, float]]:
+) -> Fit:
     matrix, acted = data.matrix, data.gain > 0
     if len(acted) > LINEAR_ROWS:
         drawn = np.sort(np.random.default_rng(seed).choice(len(acted), LINEAR_ROWS, replace=False))
@@ -253,7 +251,7 @@ def _(
         progress(number + 1, len(PENALTIES))
     loss, penalty, weights = min(tried, key=lambda each: each[0])
     shape.linear(data.names, weights).save(directory / LINEAR)
-    return "linear", {"penalty": penalty, "held_out_log_loss" if held_out else "log_loss": loss}
+    return Fit("linear", {"penalty": penalty, "held_out_log_loss" if held_out else "log_loss": loss})
 
 
 @dataclass(frozen=True)
@@ -308,19 +306,26 @@ def log_loss(odds: NDArray[np.float64], acted: NDArray[np.bool_]) -> float:
 
 
 def newton(
-    design: NDArray[np.float64], acted: NDArray[np.bool_], weights: NDArray[np.float64], penalty: float
+    design: NDArray[np.float64],
+    acted: NDArray[np.bool_],
+    weights: NDArray[np.float64],
+    penalty: float,
+    offset: float | NDArray[np.float64] = 0.0,
 ) -> NDArray[np.float64]:
-    """The weights that minimise log loss + penalty/2 * |weights|^2 (the last weight, the bias, is free)."""
+    """The weights that minimise log loss + penalty/2 * |weights|^2 (the last weight, the bias, is free).
+
+    `offset` are log-odds that are given.
+    """
     rows = design.shape[1]
     ridge = np.full(len(design), penalty)
     ridge[-1] = 1e-9  # only so that the equations have a solution when every row is certain
 
     def objective(w: NDArray[np.float64]) -> float:
-        return log_loss(w @ design, acted) + 0.5 * float(ridge @ (w * w))
+        return log_loss(offset + w @ design, acted) + 0.5 * float(ridge @ (w * w))
 
     best = objective(weights)
     for _step in range(NEWTON_STEPS):
-        chance = 1.0 / (1.0 + np.exp(-np.clip(weights @ design, -500, 500)))
+        chance = 1.0 / (1.0 + np.exp(-np.clip(offset + weights @ design, -500, 500)))
         gradient = design @ (chance - acted) / rows + ridge * weights
         curvature = (design * (chance * (1.0 - chance))) @ design.T / rows + np.diag(ridge)
         direction = np.linalg.solve(curvature, gradient)

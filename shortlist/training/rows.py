@@ -6,7 +6,8 @@ sources retrieved at that moment and the user did not act on, and a few availabl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from shortlist.events.labelling import LabelledRows, join_labels
 from shortlist.events.labels import Labels, ObservedPositives
 from shortlist.events.log import EventLog
+from shortlist.events.schema import EventSchema
 from shortlist.features.columns import Columns, Rows
 from shortlist.features.entities import Entities
 from shortlist.features.hashing import Hashes, hash_strings
@@ -44,6 +46,8 @@ class Judged:
     """Rows to learn from, those of one request side by side, requests in log order.
 
     `request` numbers the requests, some of which may have no row; `position` and `now` are those of the request.
+    `rank` is the place at which the item was shown (1 is the top, NaN unknown), `actions` says by kind what followed;
+    there are none of them where nothing was shown.
     `left_out` counts older rows beyond the limit, `unclosed` impressions whose delay window is still open.
     """
 
@@ -53,6 +57,8 @@ class Judged:
     position: NDArray[np.int64]
     now: NDArray[np.int64]
     gain: NDArray[np.float64]
+    rank: NDArray[np.float64]
+    actions: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     left_out: int = 0
     unclosed: int = 0
 
@@ -69,6 +75,8 @@ class Judged:
             np.concatenate([self.position, others.position]),
             np.concatenate([self.now, others.now]),
             np.concatenate([self.gain, others.gain]),
+            np.concatenate([self.rank, others.rank]),
+            {name: np.concatenate([held, others.actions[name]]) for name, held in self.actions.items()},
             self.left_out + others.left_out,
             self.unclosed + others.unclosed,
         )
@@ -101,7 +109,7 @@ def shown(
     All rows of a slate know what was known before its first impression: nothing of the slate itself, as in serving.
     Within a slate they stand in drawn order, or else ties would be broken as the slate was.
     """
-    rows = join_labels(log, labels, project.user.name, project.item.name, start, stop)
+    rows = join_labels(log, labels, project.user.name, project.item.name, start, stop, weighed(project, labels))
     slate = _slates(rows)
     order = np.lexsort((np.random.default_rng(seed).random(len(slate)), slate))
     slate = slate[order]
@@ -118,9 +126,38 @@ def shown(
         slate,
         np.minimum.reduceat(rows.now[order], starts)[request] if len(starts) else rows.now[order],
         rows.gain[order],
+        rows.rank[order],
+        {kind: happened[order] for kind, happened in rows.actions.items()},
         left_out=first,
         unclosed=rows.left_out,
     )
+
+
+def weighed(project: Project, labels: Labels) -> list[EventSchema]:
+    """What users do with items that the objective weighs though it is no label: to hide one is worth less than nothing.
+
+    Actions without a user and an item cannot be told to belong to an impression.
+    """
+    return [
+        event
+        for event in project.events
+        if event.kind in project.objective.proxies
+        and event not in labels.gains
+        and event is not labels.impression
+        and {project.user, project.item} <= set(event.keys)
+    ]
+
+
+def blend(project: Project) -> dict[str, float]:
+    """What one action of each kind is worth: the objective's proxies, or the labels' gains where it has none.
+
+    Empty without impressions: which of the actions would have followed is not known then.
+    """
+    labels, proxies = project.labels, project.objective.proxies
+    if not isinstance(labels, Labels):
+        return {}
+    known = {**labels.gains, **dict.fromkeys(weighed(project, labels), 0.0)}
+    return {event.kind: float(proxies.get(event.kind, 0.0) if proxies else gain) for event, gain in known.items()}
 
 
 def _slates(rows: LabelledRows) -> NDArray[np.int64]:
@@ -178,6 +215,7 @@ def drawn(
         requests.position[request],
         requests.now[request],
         np.concatenate([np.empty(0), *gains]),
+        np.full(len(item), np.nan),
     )
 
 

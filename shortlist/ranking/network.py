@@ -1,0 +1,179 @@
+"""A deep cross network at serving: a calibrated probability for every action, blended into one score. Needs no torch.
+
+A directory holds `network.onnx`, from standardised columns to the log-odds of each action, and `network.json`: how
+columns are standardised, and of each action its weight in the blend and its calibration. Where an item stood when it
+was shown is not among the columns: training knew it, serving is neutral to it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from shortlist.ranking.linear import standardised
+from shortlist.ranking.scorer import ColumnFinder, Matrix, as_matrix
+
+NETWORK, FACTS = "network.onnx", "network.json"
+FAR = 6.0
+"""Standardised values stop here: what lies further out than training ever saw must not be multiplied by itself."""
+ORDERS = 4
+"""Orders of the columns that an explanation averages over, each forwards and backwards."""
+ROWS_AT_ONCE = 256
+
+Floats = NDArray[np.float64]
+
+
+class NetworkError(ValueError):
+    """The files hold no network that can be run: where, what was found, and what to do."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """How one column becomes an input: its logarithm or itself, minus `mean`, by `scale`; a second input for `gaps`."""
+
+    column: str
+    logarithm: bool
+    mean: float
+    scale: float
+    gaps: bool
+
+
+@dataclass(frozen=True)
+class Head:
+    """One action: what it is worth in the blend, and the probability sigmoid(slope * log-odds + intercept)."""
+
+    action: str
+    weight: float
+    slope: float = 1.0
+    intercept: float = 0.0
+
+
+class Inputs:
+    """Standardised columns, 0 where a value is missing, and behind them a flag for every column that has gaps."""
+
+    def __init__(self, inputs: Sequence[Input]) -> None:
+        self.columns = tuple(inputs)
+        self._logarithm = np.array([each.logarithm for each in inputs], np.bool_)
+        self._mean, self._scale = (np.array([[getattr(each, name)] for each in inputs]) for name in ("mean", "scale"))
+        self._gaps = np.flatnonzero([each.gaps for each in inputs])
+        self.owner = np.concatenate([np.arange(len(inputs)), self._gaps])
+        """The number of the column that each input belongs to."""
+
+    def of(self, chosen: Matrix) -> NDArray[np.float32]:
+        """[rows, inputs] of `chosen` [columns, rows]."""
+        values = standardised(chosen, self._logarithm, self._mean, self._scale)
+        made = np.empty((chosen.shape[1], len(self.owner)), np.float32)
+        made[:, : len(values)] = np.clip(np.nan_to_num(values, nan=0.0), -FAR, FAR).T
+        made[:, len(values) :] = np.isnan(values[self._gaps]).T
+        return made
+
+
+class Network:
+    """Columns in, the blend out: the sum of every action's weight times its probability."""
+
+    def __init__(self, session: Any, inputs: Sequence[Input], heads: Sequence[Head]) -> None:
+        self.names = tuple(each.column for each in inputs)
+        self.heads = tuple(heads)
+        self._session = session
+        self._inputs = Inputs(inputs)
+        self._columns = ColumnFinder(self.names)
+        self._weight, self._slope, self._intercept = (
+            np.array([getattr(head, name) for head in heads]) for name in ("weight", "slope", "intercept")
+        )
+
+    def score(self, matrix: Matrix, names: Sequence[str]) -> Floats:
+        """The blend of each row of `matrix` [features, rows], whose features are named by `names`."""
+        return self._blend(self._inputs_of(matrix, names))
+
+    def probabilities(self, matrix: Matrix, names: Sequence[str]) -> Mapping[str, Floats]:
+        """The probability of each action on each row, were it shown at an average place."""
+        columns = self._probabilities(self._inputs_of(matrix, names)).T
+        return {head.action: column for head, column in zip(self.heads, columns, strict=True)}
+
+    def explain(self, matrix: Matrix, names: Sequence[str]) -> Mapping[str, Floats]:
+        """What each column, and `bias`, adds to the blend: sampled Shapley values (Castro et al., 2009).
+
+        `bias` is the blend of a row that is average everywhere. From there the row's own values are put in, column
+        after column, and each is given what it changes; this is averaged over a few drawn orders, forwards and
+        backwards, the same for all rows. The sum is exact, whatever the orders.
+        """
+        inputs = self._inputs_of(matrix, names)
+        bias = float(self._blend(np.zeros((1, inputs.shape[1]), np.float32))[0])
+        parts = [self._shares(inputs[start : start + ROWS_AT_ONCE]) for start in range(0, len(inputs), ROWS_AT_ONCE)]
+        shares = np.concatenate([np.empty((len(self.names), 0)), *parts], axis=1)
+        return {"bias": np.full(len(inputs), bias), **dict(zip(self.names, shares, strict=True))}
+
+    def _inputs_of(self, matrix: Matrix, names: Sequence[str]) -> NDArray[np.float32]:
+        return self._inputs.of(as_matrix(matrix, names)[self._columns.positions(names)])
+
+    def _probabilities(self, inputs: NDArray[np.float32]) -> Floats:
+        """[rows, heads]."""
+        if not len(inputs):
+            return np.empty((0, len(self.heads)))
+        logits = self._session.run(["logits"], {"inputs": inputs})[0].astype(np.float64)
+        with np.errstate(over="ignore"):
+            return np.asarray(1.0 / (1.0 + np.exp(-(self._slope * logits + self._intercept))))
+
+    def _blend(self, inputs: NDArray[np.float32]) -> Floats:
+        return np.asarray(self._probabilities(inputs) @ self._weight)
+
+    def _shares(self, inputs: NDArray[np.float32]) -> Floats:
+        """[columns, rows]: what each column changes, averaged over orders."""
+        columns, rows = len(self.names), len(inputs)
+        shares = np.zeros((columns, rows))
+        rng = np.random.default_rng(0)
+        for order in (
+            way for _ in range(ORDERS) for drawn in [rng.permutation(columns)] for way in (drawn, drawn[::-1])
+        ):
+            turn = np.empty(columns, np.int64)
+            turn[order] = np.arange(columns)
+            put_in = turn[self._inputs.owner] < np.arange(columns + 1)[:, None]  # [steps, inputs]
+            steps = (inputs * put_in[:, None, :]).reshape(-1, inputs.shape[1])
+            shares[order] += np.diff(self._blend(steps).reshape(columns + 1, rows), axis=0)
+        return shares / (2 * ORDERS)
+
+    @classmethod
+    def load(cls, directory: Path) -> Network:
+        """What training wrote. Raises NetworkError, saying which file, when something is missing or damaged."""
+        path = directory / FACTS
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            inputs = [Input(**each) for each in stored["inputs"]]
+            heads = [Head(**each) for each in stored["heads"]]
+            numbers = [number for each in inputs for number in (each.mean, each.scale)]
+            numbers += [number for head in heads for number in (head.weight, head.slope, head.intercept)]
+            if not np.isfinite(np.array(numbers, np.float64)).all():
+                raise ValueError("found a number that is not finite")
+            session = session_of(directory / NETWORK)
+            network = cls(session, inputs, heads)
+            found = [ends[0].shape[1] for ends in (session.get_inputs(), session.get_outputs())]
+            if found != [len(network._inputs.owner), len(heads)]:
+                raise ValueError(f"{NETWORK} has {found[0]} inputs and {found[1]} heads, not those of {FACTS}")
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise NetworkError(f"{path}: the network cannot be read ({error}); train the ranker again") from error
+        return network
+
+
+def save_facts(directory: Path, inputs: Sequence[Input], heads: Sequence[Head]) -> None:
+    """Write everything but the model."""
+    facts = {"inputs": [asdict(each) for each in inputs], "heads": [asdict(head) for head in heads]}
+    (directory / FACTS).write_text(json.dumps(facts, indent=1, allow_nan=False), encoding="utf-8")
+
+
+def session_of(path: Path) -> Any:
+    """An ONNX model ready to run on the caller's thread. Raises ValueError when it is damaged."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    content = path.read_bytes()
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the errors of onnxruntime have no class in common but this one
+        raise ValueError(f"{path.name} is no model that can be run: {error}") from error

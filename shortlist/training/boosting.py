@@ -1,0 +1,127 @@
+"""Gradient-boosted trees by LightGBM: pointwise, pairwise or listwise, stopped where NDCG@10 stops rising."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shortlist.ranking.scoring import TREES
+from shortlist.ranking.specs import BoostedTrees
+from shortlist.training.rankers import Fit, NothingToLearnError, Progress, RankingData
+
+if TYPE_CHECKING:
+    import lightgbm
+
+PATIENCE = 30
+"""Trees without a better NDCG@10 on the held-out requests before training stops."""
+
+THREADS = 2
+"""For large sets, on every machine: LightGBM's sums depend on the number of threads."""
+
+MANY_VALUES = 2_000_000
+"""A smaller matrix is trained on one thread: on a busy machine threads would wait for each other longer than work."""
+
+GROUP_LIMIT = 10_000
+"""LightGBM's limit of rows per request."""
+
+MOST_PAIRS = 2_000_000
+"""Of more pairs so many are drawn, with replacement."""
+
+LIGHTGBMS_OWN = {"pointwise": "binary", "listwise": "lambdarank"}
+"""LightGBM has no objective of pairs that all count alike: that one is `RankNet`."""
+
+
+def fit_trees(
+    spec: BoostedTrees,
+    data: RankingData,
+    validation: RankingData | None,
+    directory: Path,
+    seed: int,
+    progress: Progress,
+) -> Fit:
+    """Grow the trees and write them as LightGBM's text."""
+    # Read when libgomp starts: threads that wait must sleep. Spinning ones took 41 s on a busy machine for 3 s of work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import lightgbm  # takes a second, and only trees need it
+
+    gains = np.unique(np.concatenate([[0.0], data.gain, validation.gain if validation else []]))
+    parameters: dict[str, Any] = {
+        "objective": LIGHTGBMS_OWN.get(spec.objective) or RankNet.of(data, seed),
+        "label_gain": gains.tolist(),
+        "metric": "ndcg",
+        "eval_at": [10],
+        "num_leaves": spec.leaves,
+        "learning_rate": spec.learning_rate,
+        "min_data_in_leaf": spec.rows_per_leaf,
+        "seed": seed,
+        "deterministic": True,
+        "force_row_wise": True,
+        "num_threads": THREADS if data.matrix.size >= MANY_VALUES else 1,
+        "verbosity": -1,
+    }
+
+    def dataset(rows: RankingData, reference: lightgbm.Dataset | None = None) -> lightgbm.Dataset:
+        if rows.sizes.max() > GROUP_LIMIT:
+            raise NothingToLearnError(f"a request has {rows.sizes.max()} rows; at most {GROUP_LIMIT} can be ranked")
+        return lightgbm.Dataset(
+            rows.matrix.T,
+            np.searchsorted(gains, rows.gain),
+            group=rows.sizes,
+            reference=reference,
+            feature_name=[quote(name, safe="") for name in rows.names],
+        )
+
+    train = dataset(data)
+    held_out = [] if validation is None else [dataset(validation, train)]
+    callbacks: list[Callable[..., None]] = [lambda now: progress(now.iteration + 1, spec.trees)]
+    if held_out:
+        callbacks.append(lightgbm.early_stopping(PATIENCE, verbose=False))
+    booster = lightgbm.train(parameters, train, spec.trees, valid_sets=held_out, callbacks=callbacks)
+    (directory / TREES).write_text(booster.model_to_string(), encoding="utf-8")  # up to the best tree
+    figures = {"trees": float(booster.num_trees())}
+    if held_out:
+        figures["held_out_ndcg@10"] = float(booster.best_score["valid_0"]["ndcg@10"])
+    return Fit("trees", figures)
+
+
+@dataclass(frozen=True)
+class RankNet:
+    """The objective of pairs: minus the log probability, sigmoid(better - worse), that each better row is ahead."""
+
+    better: NDArray[np.int64]
+    worse: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, data: RankingData, seed: int) -> RankNet:
+        """Every two rows of a request with different gains; `MOST_PAIRS` drawn ones where there are more."""
+        rows, stop = len(data.gain), np.repeat(np.cumsum(data.sizes), data.sizes)
+        order = np.lexsort((-data.gain, stop))  # within each request from the greatest gain to the least
+        gain = data.gain[order]
+        level = np.flatnonzero((np.diff(stop, prepend=-1) != 0) | (np.diff(gain, prepend=np.nan) != 0))
+        next_level = np.append(level[1:], rows)[np.searchsorted(level, np.arange(rows), side="right") - 1]
+        behind = stop - np.minimum(next_level, stop)  # rows of the same request with a lesser gain: the last ones
+        ends = np.cumsum(behind)
+        pair = np.arange(ends[-1])
+        if ends[-1] > MOST_PAIRS:
+            pair = np.sort(np.random.default_rng(seed).integers(0, ends[-1], MOST_PAIRS))
+        row = np.searchsorted(ends, pair, side="right")
+        return cls(order[row], order[stop[row] - ends[row] + pair])
+
+    def __call__(
+        self,
+        scores: NDArray[np.float64],
+        train: lightgbm.Dataset,  # noqa: ARG002
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The gradient and the curvature at each row's score, as LightGBM asks for them."""
+        wrong = 1.0 / (1.0 + np.exp(np.clip(scores[self.better] - scores[self.worse], -500, 500)))
+        curvature, rows = wrong * (1.0 - wrong), len(scores)
+        pull = [np.bincount(side, wrong, rows) for side in (self.worse, self.better)]
+        bend = [np.bincount(side, curvature, rows) for side in (self.worse, self.better)]
+        return pull[0] - pull[1], bend[0] + bend[1]

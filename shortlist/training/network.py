@@ -1,0 +1,191 @@
+"""Fitting the deep cross network: every action at once, the place as a bias, stopped where held-out rows say so.
+
+The log-odds of an action are what the columns say plus what the place says; only the first part is written and served.
+Where the same item is clicked more at the top, the place explains it, and the columns need not.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from shortlist.ranking.network import NETWORK, Head, Input, Inputs, save_facts
+from shortlist.ranking.specs import DeepCross
+from shortlist.training.calibration import Floats, Sigmoid, calibrate, calibration_figures
+from shortlist.training.network_model import DeepCrossNetwork, places_of, write_onnx
+from shortlist.training.rankers import Fit, NothingToLearnError, Progress, RankingData, Shape, log_loss
+from shortlist.training.towers import deterministic
+
+ACTED = "acted"
+"""The one action of rows of which only the gain is known."""
+BATCHES, LEAST_BATCH, MOST_BATCH = 100, 64, 1_024
+"""Batches of an epoch, where that makes them neither smaller nor larger than this."""
+PATIENCE = 3
+WEIGHT_DECAY = 0.01
+PLACES_RATE = 0.01
+"""Learning rate of the places: each is one number, seen in many rows, and has to come from nothing."""
+MOST_HELD_OUT = 200_000
+"""Held-out rows to stop and to calibrate by, the newest."""
+BLOCK = 65_536
+
+
+@dataclass(frozen=True)
+class Examples:
+    """n rows as tensors: `inputs` (n, i), `places` (n,), `happened` (n, heads)."""
+
+    inputs: Tensor
+    places: Tensor
+    happened: Tensor
+
+    @classmethod
+    def of(cls, data: RankingData, inputs: Inputs, heads: tuple[str, ...], device: torch.device) -> Examples:
+        """The rows of `data`, whose columns are those of `inputs`."""
+        outcomes, rows = outcomes_of(data), len(data.gain)
+        starts = range(0, rows, BLOCK)
+        parts = [torch.from_numpy(inputs.of(data.matrix[:, start : start + BLOCK])) for start in starts]
+        happened = np.stack([outcomes[head] for head in heads], axis=1).astype(np.float32)
+        tensors = torch.cat(parts), places_of(data.rank, rows), torch.from_numpy(happened)
+        return cls(*(tensor.to(device) for tensor in tensors))
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def outcomes_of(data: RankingData) -> Mapping[str, NDArray[np.bool_]]:
+    """What happened on each row, by action."""
+    return data.actions or {ACTED: data.gain > 0}
+
+
+def weights_of(data: RankingData) -> Mapping[str, float]:
+    """What each action is worth in the blend."""
+    return data.blend if data.actions else {ACTED: 1.0}
+
+
+def fit_network(
+    spec: DeepCross,
+    data: RankingData,
+    validation: RankingData | None,
+    directory: Path,
+    seed: int,
+    progress: Progress,
+) -> Fit:
+    """Fit the network and write it to `directory`, where `Network.load` reads it.
+
+    Raises NothingToLearnError where no action that is worth anything tells one row from another.
+    """
+    heads, dropped = learnable(data)
+    shape = Shape.of(data.matrix)
+    columns = zip(data.names, shape.logarithm, shape.mean[:, 0], shape.scale[:, 0], shape.gaps, strict=True)
+    inputs = [Input(name, bool(log), float(mean), float(scale), bool(gap)) for name, log, mean, scale, gap in columns]
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to give the same sums every time
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with deterministic():
+        learned = Examples.of(data, Inputs(inputs), heads, device)
+        held_out = validation and Examples.of(newest(validation, MOST_HELD_OUT), Inputs(inputs), heads, device)
+        generator = torch.Generator().manual_seed(seed)
+        rates = learned.happened.double().mean(dim=0).tolist()
+        model = DeepCrossNetwork(learned.inputs.shape[1], rates, spec.layers, spec.hidden, generator).to(device)
+        epochs = fit(spec, model, learned, held_out, generator, progress)
+        model.centre(learned.places)
+        figures, sigmoids = {"epochs": float(epochs)}, [Sigmoid()] * len(heads)
+        if validation and held_out:
+            logits, group = logits_of(model, held_out), newest(validation, MOST_HELD_OUT).group
+            sigmoids = []
+            for number, head in enumerate(heads):
+                happened = held_out.happened[:, number].cpu().numpy() > 0
+                sigmoids.append(calibrate(logits[:, number], happened))
+                found = calibration_figures(logits[:, number], happened, group)
+                figures |= {f"{head}.held_out_{name}": value for name, value in found.items()}
+    if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
+        raise NothingToLearnError(f"the training of {spec.name} diverged; lower its learning_rate")
+    write_onnx(model.cpu(), directory / NETWORK)
+    weights = weights_of(data)
+    save_facts(
+        directory, inputs, [Head(head, weights[head], *sigmoid) for head, sigmoid in zip(heads, sigmoids, strict=True)]
+    )
+    return Fit("network", figures, dropped)
+
+
+def learnable(data: RankingData) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The actions that tell one row from another, and why the others do not. Raises NothingToLearnError."""
+    outcomes, weights = outcomes_of(data), weights_of(data)
+    rows, counts = len(data.gain), {name: int(happened.sum()) for name, happened in outcomes.items()}
+    dropped = {name: f"never happened in {rows} training rows" for name, count in counts.items() if not count}
+    dropped |= {name: f"happened in all {rows} training rows" for name, count in counts.items() if count == rows}
+    heads = tuple(name for name in outcomes if name not in dropped)
+    if not any(weights[head] for head in heads):
+        found = ", ".join(f"{name} (worth {weights[name]:g}) happened {count} times" for name, count in counts.items())
+        raise NothingToLearnError(
+            f"no action that is worth anything tells one of the {rows} training rows from another: {found}; give "
+            " the objective's proxies weights for what users do, or log more of it"
+        )
+    return heads, dropped
+
+
+def newest(data: RankingData, most: int) -> RankingData:
+    """The last `most` rows."""
+    return data if len(data.gain) <= most else data.take(np.arange(len(data.gain)) >= len(data.gain) - most)
+
+
+def fit(
+    spec: DeepCross,
+    model: DeepCrossNetwork,
+    learned: Examples,
+    held_out: Examples | None,
+    generator: torch.Generator,
+    progress: Progress,
+) -> int:
+    """Learn; keep the weights of the epoch with the least held-out log loss. Returns that epoch's number."""
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": [weight for name, weight in model.named_parameters() if name != "places"]},
+            {"params": [model.places], "lr": PLACES_RATE, "weight_decay": 0.0},
+        ],
+        lr=spec.learning_rate,
+        weight_decay=WEIGHT_DECAY,
+        fused=True,
+    )
+    batch = min(MOST_BATCH, max(LEAST_BATCH, len(learned) // BATCHES))
+    best: tuple[float, int, dict[str, Tensor]] = (math.inf, spec.epochs, {})
+    for epoch in range(1, spec.epochs + 1):
+        shuffled = torch.randperm(len(learned), generator=generator).to(learned.places.device)
+        for rows in shuffled.split(batch):
+            logits = model(learned.inputs[rows]) + model.of_places(learned.places[rows])
+            losses = functional.binary_cross_entropy_with_logits(logits, learned.happened[rows], reduction="none")
+            optimiser.zero_grad()
+            losses.sum(dim=1).mean().backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+        progress(epoch, spec.epochs)
+        if held_out:
+            loss = held_out_loss(model, held_out)
+            if loss < best[0]:
+                best = (loss, epoch, {name: weight.clone() for name, weight in model.state_dict().items()})
+            elif epoch - best[1] >= PATIENCE:
+                break
+    if best[2]:
+        model.load_state_dict(best[2])
+    return best[1]
+
+
+def held_out_loss(model: DeepCrossNetwork, held_out: Examples) -> float:
+    """The log loss of all heads together after calibration: what the network will be worth, not what it says now."""
+    logits, happened = logits_of(model, held_out), held_out.happened.cpu().numpy() > 0
+    pairs = zip(logits.T, happened.T, strict=True)
+    return sum(log_loss(calibrate(column, acted).log_odds(column), acted) for column, acted in pairs)
+
+
+def logits_of(model: DeepCrossNetwork, rows: Examples) -> Floats:
+    """The log-odds of every head, places included, shape (n, heads)."""
+    with torch.no_grad():
+        parts = zip(rows.inputs.split(BLOCK), rows.places.split(BLOCK), strict=True)
+        logits = torch.cat([model(inputs) + model.of_places(places) for inputs, places in parts])
+    return np.asarray(logits.double().cpu().numpy())
