@@ -20,6 +20,8 @@ from shortlist.framing.durations import duration_ms
 from shortlist.framing.objective import Constraints, Guardrail, Objective
 from shortlist.framing.problems import Problem, nearest
 from shortlist.project import Project
+from shortlist.ranking.problems import ranker_problems
+from shortlist.ranking.specs import RankerSpec
 from shortlist.retrieval.specs import TwoTower
 
 Unbelieved = Any
@@ -320,6 +322,9 @@ def of_parts(project: Unbelieved) -> Iterator[Problem]:
                 yield Problem(project.place, f"{role} holds {name!r} twice", 'give one another name: name="..."')
             elif isinstance(part, TwoTower):
                 yield from of_two_tower(project, part)
+            elif isinstance(part, RankerSpec):
+                proxies = project.objective.proxies if isinstance(project.objective, Objective) else {}
+                yield from ranker_problems(part, proxies, project.place)
             seen.add(name)
 
 
@@ -347,7 +352,10 @@ def of_two_tower(project: Unbelieved, towers: TwoTower) -> Iterator[Problem]:
                 yield Problem(project.place, f"{towers.name} names the {what} {name!r}", nearest(str(name), known))
 
 
-EXAMPLES = {"sources": "Popular() or TwoTower(...)", "rankers": "LogisticRegression() or LambdaMART()"}
+EXAMPLES = {
+    "sources": "Popular() or TwoTower(...)",
+    "rankers": "LogisticRegression(), LambdaMART(), BoostedTrees(...) or DeepCross()",
+}
 
 
 def part_name(part: Any) -> str:

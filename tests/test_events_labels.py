@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -54,6 +55,29 @@ def test_acted_on_is_positive_and_the_rest_of_the_slate_negative() -> None:
     assert rows.gain.tolist() == [0, 3, 0]
     assert rows.request.to_pylist() == ["r", "r", "r"]
     assert (rows.position.tolist(), rows.now.tolist(), rows.left_out) == ([0, 1, 2], [0, 0, 0], 0)
+    happened = {kind: rows.actions[kind].tolist() for kind in rows.actions}
+    assert happened == {"click": [False, True, False], "watch": [False, True, False]}
+
+
+def test_the_place_in_the_slate_is_known_where_it_was_logged() -> None:
+    second = {**shown(0, film="b"), "position": 2}
+    assert joined(shown(0, film="a"), second, click(1, film="b")).rank.tolist() == [1, 2]
+    bare = EventSchema("impression", (USER, FILM), {"request": str})
+    log = MemoryLog([USER.schema, FILM.schema, bare, CLICK])
+    log.append([{"kind": "impression", "at": 0, "user": "u", "film": "f", "request": "r"}], received=0)
+    log.append([click(20)], received=20)
+    rows = join_labels(log, Labels(bare, {CLICK: 1.0}, within="10ms"), "user", "film")
+    assert np.isnan(rows.rank).tolist() == [True]
+
+
+def test_what_is_worth_nothing_is_noted_and_changes_no_gain() -> None:
+    log = logged(shown(0, film="a"), shown(0, film="b"), watch(1, film="a"), click(2, film="a"), watch(3, film="b"))
+    clicks = Labels(SHOWN, {CLICK: 1.0}, within="10ms")
+    rows = join_labels(log, clicks, "user", "film", also=[WATCH, CLICK])
+    assert rows.gain.tolist() == [1, 0] == join_labels(log, clicks, "user", "film").gain.tolist()
+    assert {kind: rows.actions[kind].tolist() for kind in rows.actions} == {
+        "click": [True, False], "watch": [True, True],
+    }  # fmt: skip
 
 
 def test_the_window_is_closed_at_its_end() -> None:
@@ -113,7 +137,7 @@ def test_the_join_agrees_with_a_look_at_every_pair(events: list[dict[str, Any]],
     for offset, event in enumerate(events):
         if event["kind"] != "impression" or event["at"] + 10 > end:
             continue
-        gain = 0.0
+        gain, kinds = 0.0, set()
         for action in events:
             if action["kind"] != "impression":
                 earlier = [
@@ -125,8 +149,10 @@ def test_the_join_agrees_with_a_look_at_every_pair(events: list[dict[str, Any]],
                 ]
                 if earlier and max(earlier)[1] == offset:
                     gain = max(gain, {"click": 1.0, "watch": 3.0}[action["kind"]])
-        expected.append((offset, gain))
-    assert list(zip(rows.position.tolist(), rows.gain.tolist(), strict=True)) == expected
+                    kinds.add(action["kind"])
+        expected.append((offset, gain, "click" in kinds, "watch" in kinds))
+    found = rows.position, rows.gain, rows.actions["click"], rows.actions["watch"]
+    assert list(zip(*(column.tolist() for column in found), strict=True)) == expected
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from shortlist import (
+    BoostedTrees,
     Constraints,
+    DeepCross,
     Entity,
     EventType,
     Guardrail,
@@ -134,6 +136,19 @@ MISTAKES: dict[str, tuple[dict[str, object], str, str]] = {
     "ranker as source": ({"sources": [LambdaMART()]}, "sources holds LambdaMART", "Popular()"),
     "source as ranker": ({"rankers": [Popular()]}, "rankers holds Popular", "LambdaMART()"),
     "ranker twice": ({"rankers": [LambdaMART(), LambdaMART()]}, "'lambdamart' twice", 'name="..."'),
+    "trees' objective": (
+        {"rankers": [BoostedTrees("pairwize")]},  # type: ignore[arg-type]
+        "pairwize_trees has the objective 'pairwize'",
+        "did you mean 'pairwise'?",
+    ),
+    "one leaf": ({"rankers": [LambdaMART(leaves=1)]}, "lambdamart's leaves is 1", "at least 2"),
+    "learning rate": ({"rankers": [DeepCross(learning_rate=0)]}, "deep_cross's learning_rate is 0", "above 0"),
+    "width": ({"rankers": [DeepCross(hidden=(64, 0))]}, "deep_cross's hidden is (64, 0)", "such as (128, 64)"),
+    "worth nothing": (
+        {"rankers": [DeepCross()], "objective": Objective("h", {"watch": 0.0})},
+        "deep_cross would blend proxies that are worth nothing: 'watch'",
+        "give one of them another weight",
+    ),
     "unfinished feature": ({"features": [watch.by(user)]}, "features holds Grouped", ".count()"),
     "feature of nothing": ({"features": [1]}, "features holds int 1", "expected a feature"),
 }

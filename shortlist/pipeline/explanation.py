@@ -1,4 +1,4 @@
-"""Why these items: what each source proposed, what each filter dropped, and what the shown items are made of."""
+"""Why these items: what sources proposed, filters dropped and rules did, and what the shown items are made of."""
 
 from __future__ import annotations
 
@@ -24,6 +24,14 @@ class Attributing(Scorer, Protocol):
         """One column per feature, and `bias`; they add up to the score."""
 
 
+@runtime_checkable
+class Predicting(Scorer, Protocol):
+    """A scorer that can say how probable each action is."""
+
+    def probabilities(self, query: Query, candidates: Candidates) -> Mapping[str, Column]:
+        """One column per action; none where the scorer knows of none."""
+
+
 def explain(
     query: Query,
     trace: Trace,
@@ -32,12 +40,17 @@ def explain(
     shown: Candidates,
     scorer: Scorer | None,
     versions: Mapping[str, str],
+    account: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The explanation of one slate as plain JSON values; what is missing is null."""
     contributions: Mapping[str, Column] = {}
     if len(shown) and scorer is not None and isinstance(scorer, Attributing):
         attribute = partial(scorer.contributions, query, shown)
         contributions = trace.call("explain", scorer.name, len(shown), attribute, contributions)
+    probabilities: Mapping[str, Column] = {}
+    if len(shown) and scorer is not None and isinstance(scorer, Predicting):
+        predict = partial(scorer.probabilities, query, shown)
+        probabilities = trace.call("predict", scorer.name, len(shown), predict, probabilities)
     dropped: dict[str, int] = {}
     for step in trace.steps:
         if step.verb == "filter":
@@ -45,6 +58,7 @@ def explain(
     return {
         "sources": {name: {"proposed": len(ids), "first": list(ids[:NAMED])} for name, ids in proposals.items()},
         "filters": {name: {"dropped": count} for name, count in dropped.items()},
+        "slate": dict(account),
         "items": [
             {
                 "item": item,
@@ -55,6 +69,7 @@ def explain(
                 if shown.matrix is not None
                 else {},
                 "contributions": _row(contributions, place),
+                "probabilities": _row(probabilities, place),
             }
             for place, item in enumerate(items)
         ],

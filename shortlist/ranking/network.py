@@ -8,6 +8,7 @@ was shown is not among the columns: training knew it, serving is neutral to it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -141,7 +142,7 @@ class Network:
 
     @classmethod
     def load(cls, directory: Path) -> Network:
-        """What training wrote. Raises NetworkError, saying which file, when something is missing or damaged."""
+        """What training wrote. Raises NetworkError, saying which file, OSError where one cannot be read."""
         path = directory / FACTS
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
@@ -149,14 +150,14 @@ class Network:
             heads = [Head(**each) for each in stored["heads"]]
             numbers = [number for each in inputs for number in (each.mean, each.scale)]
             numbers += [number for head in heads for number in (head.weight, head.slope, head.intercept)]
-            if not np.isfinite(np.array(numbers, np.float64)).all():
+            if not all(map(math.isfinite, numbers)):
                 raise ValueError("found a number that is not finite")
             session = session_of(directory / NETWORK)
             network = cls(session, inputs, heads)
             found = [ends[0].shape[1] for ends in (session.get_inputs(), session.get_outputs())]
             if found != [len(network._inputs.owner), len(heads)]:
                 raise ValueError(f"{NETWORK} has {found[0]} inputs and {found[1]} heads, not those of {FACTS}")
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise NetworkError(f"{path}: the network cannot be read ({error}); train the ranker again") from error
         return network
 

@@ -15,7 +15,7 @@ import numpy as np
 from shortlist.pipeline.candidates import Candidates, Column
 from shortlist.pipeline.query import Query
 from shortlist.ranking.linear import Linear
-from shortlist.ranking.scorer import Matrix, MatrixScorer
+from shortlist.ranking.scorer import Calibrated, Matrix, MatrixScorer
 
 DESCRIPTION, LINEAR, TREES = "ranker.json", "linear.json", "trees.txt"
 
@@ -84,6 +84,10 @@ class RankerStage:
     def contributions(self, query: Query, candidates: Candidates) -> Mapping[str, Column]:  # noqa: ARG002
         """What each column, and `bias`, adds to each score; see the scorer for the scale."""
         return self.scorer.explain(*self._block(candidates))
+
+    def probabilities(self, query: Query, candidates: Candidates) -> Mapping[str, Column]:  # noqa: ARG002
+        """How probable each action is; nothing where the ranker knows only an order."""
+        return self.scorer.probabilities(*self._block(candidates)) if isinstance(self.scorer, Calibrated) else {}
 
     def _block(self, candidates: Candidates) -> tuple[Matrix, tuple[str, ...]]:
         features = candidates.features
