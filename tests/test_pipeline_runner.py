@@ -18,6 +18,7 @@ from shortlist.pipeline.candidates import Candidates, Column
 from shortlist.pipeline.pace import Pace
 from shortlist.pipeline.query import Deadline, Query, Slate
 from shortlist.pipeline.runner import Pipeline
+from shortlist.pipeline.stages import Decision
 from shortlist.pipeline.trace import Trace
 
 
@@ -192,6 +193,42 @@ def test_late_filters_are_refilled_from_the_reserve_and_see_every_column() -> No
     )
     assert pipeline.rank(ask(k=4)).items == ("i9", "i7", "i5", "i3")
     assert pipeline.rank(ask(k=8)).items == ("i9", "i7", "i5", "i3", "i1")
+
+
+def test_a_selector_arranges_what_all_rounds_found_and_only_what_late_filters_let_through() -> None:
+    @dataclass
+    class OneOfEach:
+        """One even and one odd item, with their propensities; the rest is left out."""
+
+        name: str = "one_of_each"
+
+        def arrange(self, query: Query, candidates: Candidates) -> NDArray[np.intp]:
+            return self.decide(query, candidates).order
+
+        def decide(self, query: Query, candidates: Candidates) -> Decision:  # noqa: ARG002
+            first = [np.flatnonzero(candidates.items % 2 == rest)[:1] for rest in (0, 1)]
+            return Decision(np.concatenate(first), np.array([0.25]), {"one_of_each": {"found": len(candidates)}})
+
+    pipeline = Pipeline(
+        Shop(600),
+        ByFunction(high),
+        sources=[Listed([3, 5, 7])],
+        late_filters=[Without([3, *range(1, 300, 6)])],
+        selector=OneOfEach(),
+        last_resort=Listed(range(600), "popular"),
+    )
+    slate = pipeline.rank(ask(k=2, explain=True))
+    assert slate.items == ("i0", "i5")  # the first round holds no even item
+    assert slate.propensities == (0.25, 1.0)
+    assert slate.explanation is not None
+    assert slate.explanation["slate"] == {"one_of_each": {"found": 1 + 256 - 42}}
+    assert slate.explanation["filters"] == {"without": {"dropped": 2 + 42}}
+
+
+def test_where_the_selector_fails_the_scores_order() -> None:
+    pipeline = Pipeline(Shop(9), ByFunction(high), sources=[Listed([1, 4, 2])], selector=Broken())
+    slate = pipeline.rank(ask(k=2))
+    assert (slate.items, slate.propensities, slate.degraded) == (("i4", "i2"), (1.0, 1.0), ("broken",))
 
 
 def test_the_last_resort_fills_up_what_was_not_retrieved_and_every_filter_holds_there_too() -> None:

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Column = NDArray[np.float64]
+ROUND = "round"
+"""The column of the round in which a candidate was found; where it is missing, or NaN, that was the first, 0."""
 
 
 @dataclass(frozen=True)

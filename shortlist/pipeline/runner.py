@@ -1,11 +1,13 @@
 """The runner: one query through the stages, within its deadline, and never without an answer.
 
-    understand -> retrieve and merge -> filter -> hydrate -> score -> select -> late filters -> respond -> observe
+    understand -> retrieve and merge -> filter -> hydrate -> score -> late filters -> select -> respond -> observe
 
 Filters that need nothing but the item stand before the hydrators, so that nothing is computed for what is not shown;
-late filters see every column and are refilled from the reserve, which is the rest of the selector's order. Where
-fewer than k items remain, rounds of the last resort (the whole catalogue, most popular first) go the same way. A
-filter holds always: it is never skipped, and one that fails drops what it was asked about.
+late filters see every column. They stand before the selector, so that the next best candidates take the places of
+what they drop, and what the selector promises (caps, shares, propensities) is true of what is shown. Where fewer
+than k items remain, rounds of the last resort (the whole catalogue, most popular first) go the same way, and the
+selector arranges what all rounds found. A filter holds always: it is never skipped, and one that fails drops what it
+was asked about.
 """
 
 from __future__ import annotations
@@ -18,11 +20,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shortlist.pipeline.candidates import NOTHING, Candidates, Column
+from shortlist.pipeline.candidates import NOTHING, ROUND, Candidates, Column
 from shortlist.pipeline.explanation import explain
 from shortlist.pipeline.pace import Pace
 from shortlist.pipeline.query import Query, Slate
 from shortlist.pipeline.stages import (
+    Deciding,
+    Decision,
     Filter,
     Hydrator,
     Merger,
@@ -50,7 +54,10 @@ class Catalogue(Protocol):
 
 
 class ByScore:
-    """The selector that sorts by score. Ties keep their order; a score that is not finite ranks last."""
+    """The selector that sorts by score, what an earlier round found first.
+
+    Ties keep their order; a score that is not finite ranks last.
+    """
 
     name = "by_score"
 
@@ -60,6 +67,8 @@ class ByScore:
         finite = np.isfinite(negative)
         if not finite.all():
             negative[~finite] = np.inf
+        if ROUND in candidates.columns:
+            return np.lexsort((negative, np.nan_to_num(candidates.columns[ROUND])))
         return negative.argsort(kind="stable")
 
 
@@ -105,12 +114,18 @@ class Pipeline:
             for name, value in known.items():
                 query.learn(name, value)
         proposals = self._propose(query, trace)
-        shown = NOTHING
-        for candidates in self._rounds(query, trace, proposals):
-            shown = shown.followed_by(self._best(query, trace, candidates, query.k - len(shown)))
-            if len(shown) >= query.k:
+        found, decision = NOTHING, Decision(np.empty(0, np.intp))
+        for number, candidates in enumerate(self._rounds(query, trace, proposals)):
+            scored = self._scored(query, trace, candidates)
+            if len(scored):
+                found = found.followed_by(
+                    scored.describe({ROUND: np.full(len(scored), float(number))}) if number else scored
+                )
+                decision = self._decided(query, trace, found)
+            if len(decision) >= query.k:
                 break
-        slate = self._respond(query, trace, proposals, shown)
+        shown = found.take(decision.order[: query.k])
+        slate = self._respond(query, trace, proposals, shown, decision)
         for observer in self.observers:
             trace.call("observe", observer.name, len(shown), partial(observer.observe, query, slate, shown), None)
         if self.watch is not None:
@@ -147,38 +162,30 @@ class Pipeline:
         given = sum(map(len, proposals.values()))
         return trace.call("merge", merger.name, given, partial(merger.merge, query, proposals), NOTHING)
 
-    def _best(self, query: Query, trace: Trace, candidates: Candidates, k: int) -> Candidates:
-        """The best `k` of these candidates that every filter lets through."""
+    def _scored(self, query: Query, trace: Trace, candidates: Candidates) -> Candidates:
+        """Those of the candidates that every filter lets through, with their scores."""
         for stage in self.filters:
             candidates = self._filtered(query, trace, stage, candidates)
         if not len(candidates):
             return NOTHING
         for hydrator in self.hydrators:
             candidates = self._described(query, trace, hydrator, candidates)
-        scored = candidates.describe({"score": self._scores(query, trace, candidates)})
-        order = trace.call(
-            "select",
-            self.selector.name,
-            len(scored),
-            partial(self.selector.arrange, query, scored),
-            np.arange(len(scored)),
-        )
-        return self._late_filtered(query, trace, scored, order, k)
+        candidates = candidates.describe({"score": self._scores(query, trace, candidates)})
+        for stage in self.late_filters:
+            candidates = self._filtered(query, trace, stage, candidates)
+        return candidates
 
-    def _late_filtered(
-        self, query: Query, trace: Trace, scored: Candidates, order: NDArray[np.intp], k: int
-    ) -> Candidates:
-        """The first `k` of the order, each dropped one replaced by the next of the reserve."""
-        if not self.late_filters:
-            return scored.take(order[:k])
-        shown, start = NOTHING, 0
-        while len(shown) < k and start < len(order):
-            stop = start + k - len(shown)
-            portion = scored.take(order[start:stop])
-            for stage in self.late_filters:
-                portion = self._filtered(query, trace, stage, portion)
-            shown, start = shown.followed_by(portion), stop
-        return shown
+    def _decided(self, query: Query, trace: Trace, found: Candidates) -> Decision:
+        """The selector's order, or that of the scores where it fails."""
+        selector = self.selector
+
+        def decision() -> Decision | None:
+            if isinstance(selector, Deciding):
+                return selector.decide(query, found)
+            return Decision(selector.arrange(query, found))
+
+        decided = trace.call("select", selector.name, len(found), decision, None)
+        return Decision(ByScore().arrange(query, found)) if decided is None else decided
 
     def _filtered(self, query: Query, trace: Trace, stage: Filter, candidates: Candidates) -> Candidates:
         def kept() -> Candidates:
@@ -219,22 +226,30 @@ class Pipeline:
 
         return trace.attempt("score", scorer.name, len(candidates), scores, by_order)
 
-    def _respond(self, query: Query, trace: Trace, proposals: Mapping[str, Candidates], shown: Candidates) -> Slate:
+    def _respond(
+        self, query: Query, trace: Trace, proposals: Mapping[str, Candidates], shown: Candidates, decision: Decision
+    ) -> Slate:
         items = ids_of(shown, query, self.catalogue)
         scores = shown.columns["score"].tolist() if len(shown) else []
         explanation: Mapping[str, Any] | None = None
         if query.explain:
             names = {source: ids_of(found, query, self.catalogue) for source, found in proposals.items()}
-            explanation = explain(query, trace, names, items, shown, self.scorer, self.versions)
+            explanation = explain(query, trace, names, items, shown, self.scorer, self.versions, decision.account)
         return Slate(
             request=query.request,
             items=tuple(items),
             scores=tuple(scores),
-            propensities=(1.0,) * len(items),
+            propensities=propensities_of(decision, len(items)),
             release=self.release,
             degraded=tuple(trace.degraded),
             explanation=explanation,
         )
+
+
+def propensities_of(decision: Decision, shown: int) -> tuple[float, ...]:
+    """The propensity of each place that is shown."""
+    said: list[float] = decision.propensities[:shown].tolist()
+    return (*said, *[1.0] * (shown - len(said)))
 
 
 def own_items(items: Sequence[str], catalogue: Catalogue) -> Candidates:

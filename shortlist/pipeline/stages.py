@@ -8,7 +8,8 @@ work, because none of them returns what that would take.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,10 +72,34 @@ class Selector(Stage, Protocol):
     """Arranges scored candidates; they carry the column `score`."""
 
     def arrange(self, query: Query, candidates: Candidates) -> NDArray[np.intp]:
-        """Indexes into the candidates in the order of the slate; those behind the first `query.k` are the reserve.
+        """Indexes into the candidates in the order of the slate, of which the first `query.k` are shown.
 
         A candidate that is left out is not shown.
         """
+
+
+@dataclass(frozen=True)
+class Decision:
+    """An order, and how it came about.
+
+    `propensities` are the probabilities with which the first places were given to whom they are given to; 1 for the
+    places beyond. `account` says for an explanation what each rule did.
+    """
+
+    order: NDArray[np.intp]
+    propensities: Column = field(default_factory=lambda: np.empty(0))
+    account: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+
+@runtime_checkable
+class Deciding(Selector, Protocol):
+    """A selector that draws or follows rules, and can account for it."""
+
+    def decide(self, query: Query, candidates: Candidates) -> Decision:
+        """What `arrange` answers, and how it came about."""
 
 
 class Observer(Stage, Protocol):
