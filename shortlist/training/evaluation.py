@@ -78,6 +78,17 @@ class Losses:
 
 
 @dataclass(frozen=True)
+class Detail:
+    """What the figures were computed from: each user's value by metric and method (NaN: not measured), the requests,
+    and what each source retrieved for each of them, best first, padded with -1.
+    """
+
+    per_user: Mapping[str, Mapping[str, Floats]]
+    requests: Requests
+    retrieved: Mapping[str, Ranked]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What was measured on one slice. `methods` and `retrieval` are empty where it has no request.
 
@@ -93,6 +104,7 @@ class Evaluation:
     popularity_losses: Losses
     shown: int = 0
     replayed: Mapping[str, Quality] = field(default_factory=dict)
+    detail: Detail | None = field(default=None, repr=False, compare=False)
 
     def with_popularity(self) -> Evaluation:
         """The same measurements where popularity is what serves."""
@@ -102,7 +114,7 @@ class Evaluation:
         )
         return replace(self, methods=methods, replayed=replayed, losses=self.popularity_losses)
 
-    def judged_on(self, reordered: Reordered, slates: int) -> Evaluation:
+    def judged_on(self, reordered: Reordered, slates: int, per_user: Mapping[str, Mapping[str, Floats]]) -> Evaluation:
         """The same with the metrics of what was shown and ordered again; of `slates` slates."""
         if not reordered:
             return self
@@ -122,7 +134,8 @@ class Evaluation:
             )
             for method, found in reordered.items()
         }
-        return replace(self, methods=methods, replayed=self.methods, shown=slates)
+        detail = None if self.detail is None else replace(self.detail, per_user={**self.detail.per_user, **per_user})
+        return replace(self, methods=methods, replayed=self.methods, shown=slates, detail=detail)
 
     def ndcg(self, method: str) -> float:
         """NDCG@10 of a method; NaN where it was not measured."""
@@ -284,7 +297,9 @@ def _measured(
         )
         for method, slates in shown.slates.items()
     }
-    return Evaluation(count, len(requests), methods, _retrieval(shown, requests, who[1], count, seed), *losses)
+    retrieval = _retrieval(shown, requests, who[1], count, seed)
+    detail = Detail(by_metric, requests, shown.retrieved)
+    return Evaluation(count, len(requests), methods, retrieval, *losses, detail=detail)
 
 
 def _retrieval(

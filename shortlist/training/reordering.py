@@ -28,17 +28,18 @@ METRICS = {f"ndcg@{SLATE}": partial(ndcg, k=SLATE), f"mrr@{SLATE}": partial(reci
 
 def reorder(
     ground: Ground, sources: FittedSources, scorers: Mapping[str, MatrixScorer], serves: str
-) -> tuple[Reordered, int]:
-    """Every method's order of the slates of the held-out slice, and how many slates had something acted on.
+) -> tuple[Reordered, int, Mapping[str, Mapping[str, Floats]]]:
+    """Every method's order of the slates of the held-out slice, how many slates had something acted on, and each
+    user's value by metric and method.
 
     Empty where no impressions are declared, or nothing that was shown was acted on.
     """
     labels, lesson = ground.project.labels, ground.lesson
     if not isinstance(labels, Labels):
-        return {}, 0
+        return {}, 0, {}
     rows = shown(lesson.log, ground.project, labels, ground.split.cut, ground.split.stop, lesson.seed, MOST_SHOWN)
     if not (rows.gain > 0).any():
-        return {}, 0
+        return {}, 0, {}
     matrix, names = matrix_of(ground, sources, rows)
     columns = dict(zip(names, matrix, strict=True))
     scores = {POPULARITY: popularity(ground, columns)}
@@ -56,7 +57,8 @@ def reorder(
         for metric, measure in METRICS.items():
             per_user[metric][method] = by_user(measure(gains, relevant)[:, None], user, len(users))[:, 0]
     found = {metric: intervals(values, POPULARITY, lesson.seed) for metric, values in per_user.items()}
-    return {method: {metric: found[metric][method] for metric in METRICS} for method in scores}, slates
+    reordered = {method: {metric: found[metric][method] for metric in METRICS} for method in scores}
+    return reordered, slates, per_user
 
 
 def popularity(ground: Ground, columns: Mapping[str, Floats]) -> Floats:

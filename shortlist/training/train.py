@@ -73,12 +73,32 @@ class Steps:
 
 @dataclass(frozen=True)
 class Choice:
-    """The rankers that were fitted, their NDCG@10 on the slice that chooses, and the one that was chosen ("": none)."""
+    """The rankers that were fitted, their NDCG@10 on the slice that chooses, and the one that was chosen ("": none).
+
+    `seconds` is how long each took to fit.
+    """
 
     fitted: Mapping[str, FittedRanker]
     validation: Mapping[str, float]
     ranker: str
     findings: tuple[str, ...]
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """All that one training learned into `directory` and measured, before anybody decides what serves.
+
+    `past` is where the evaluation left it: the table knows everything before the last held-out request.
+    """
+
+    directory: Path
+    ground: Ground
+    rows: RankerRows
+    sources: FittedSources
+    choice: Choice
+    evaluation: Evaluation
+    past: Past
 
 
 @dataclass(frozen=True)
@@ -109,25 +129,33 @@ def train(
     steps = Steps()
     with steps.step("read the log"):
         ground = survey(project, log, seed, progress)
-    past = Past(log, FeatureTable(ground.lesson.features))
     with home.draft() as draft:
-        early = draft / EARLY
-        early.mkdir()
-        with steps.step("fit sources on the first part"):
-            sources = fit_sources(ground, ground.split.sources, early, progress)
-        with steps.step("make the rankers' rows"):
-            rows = ranker_rows(ground, sources, past, progress)
-        with steps.step("fit rankers"):
-            choice = fit_rankers(ground, rows, draft, progress)
-        with steps.step("fit sources"):
-            sources = fit_sources(ground, ground.split.cut, draft, progress, earlier=sources)
-        with steps.step("evaluate"):
-            evaluation = measure(ground, sources, choice, draft, past, progress)
-        shutil.rmtree(early)
-        verdict = judge(ground, sources, choice, evaluation, force)
+        learned = learn(ground, draft, progress, steps)
+        sources, choice = learned.sources, learned.choice
+        verdict = judge(ground, sources, choice, learned.evaluation, force)
         with steps.step("publish"):
-            manifest = describe(ground, rows, sources, choice, verdict)
-            return home.publish(draft, manifest, {"seconds": steps.seconds})
+            manifest = describe(ground, learned.rows, sources, choice, verdict)
+            fits = {name: round(seconds, 3) for name, seconds in (*sources.seconds.items(), *choice.seconds.items())}
+            return home.publish(draft, manifest, {"seconds": steps.seconds, "fit_seconds": fits})
+
+
+def learn(ground: Ground, directory: Path, progress: Progress, steps: Steps) -> Learned:
+    """Fit every source and ranker into `directory`, and measure them on the held-out slice."""
+    past = Past(ground.lesson.log, FeatureTable(ground.lesson.features))
+    early = directory / EARLY
+    early.mkdir()
+    with steps.step("fit sources on the first part"):
+        sources = fit_sources(ground, ground.split.sources, early, progress)
+    with steps.step("make the rankers' rows"):
+        rows = ranker_rows(ground, sources, past, progress)
+    with steps.step("fit rankers"):
+        choice = fit_rankers(ground, rows, directory, progress)
+    with steps.step("fit sources"):
+        sources = fit_sources(ground, ground.split.cut, directory, progress, earlier=sources)
+    with steps.step("evaluate"):
+        evaluation = measure(ground, sources, choice, directory, past, progress)
+    shutil.rmtree(early)
+    return Learned(directory, ground, rows, sources, choice, evaluation, past)
 
 
 def fit_rankers(ground: Ground, rows: RankerRows, directory: Path, progress: Progress) -> Choice:
@@ -137,23 +165,25 @@ def fit_rankers(ground: Ground, rows: RankerRows, directory: Path, progress: Pro
     fitted: dict[str, FittedRanker] = {}
     validation: dict[str, Floats] = {}
     findings = []
+    seconds: dict[str, float] = {}
     for name, spec in specs.items():
 
         def report(done: int, total: int, step: str = f"fit {name}") -> None:
             progress(step, done / max(total, 1))
 
-        place = directory / "rankers" / name
+        place, begun = directory / "rankers" / name, time.perf_counter()
         try:
             fitted[name] = fit_ranker(spec, rows.learning, rows.choosing, place, ground.lesson.seed, report)
         except NothingToLearnError as error:
             shutil.rmtree(place, ignore_errors=True)
             findings.append(f"ranker {name} was left out: {error}")
             continue
+        seconds[name] = time.perf_counter() - begun
         validation[name] = validation_ndcg(place, rows)
     simplest_first = sorted(own, key=lambda name: not isinstance(specs[name], LogisticRegression))
     best = chosen({name: validation[name] for name in simplest_first if name in fitted})
     means = {name: float(values.mean()) if len(values) else math.nan for name, values in validation.items()}
-    return Choice(fitted, means, best, tuple(findings))
+    return Choice(fitted, means, best, tuple(findings), seconds)
 
 
 def chosen(validation: Mapping[str, Floats]) -> str:
