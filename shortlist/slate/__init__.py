@@ -1,0 +1,1 @@
+"""Which of them together? Rules of the slate: diversity, caps, fairness, pins, boosts, exclusions and exploration."""
