@@ -19,16 +19,24 @@ if TYPE_CHECKING:
     from shortlist.ranking.specs import BoostedTrees, DeepCross, LambdaMART, LogisticRegression
     from shortlist.retrieval.specs import Popular, TwoTower
     from shortlist.settings import Settings, load_settings
+    from shortlist.slate.specs import DPP, MMR, Boost, Cap, Exclude, Explore, Fairness, Pin
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DPP",
+    "MMR",
+    "Boost",
     "BoostedTrees",
+    "Cap",
     "Constraints",
     "DeepCross",
     "Entity",
     "Event",
     "EventType",
+    "Exclude",
+    "Explore",
+    "Fairness",
     "Guardrail",
     "Impression",
     "Labels",
@@ -36,6 +44,7 @@ __all__ = [
     "LogisticRegression",
     "Objective",
     "ObservedPositives",
+    "Pin",
     "Popular",
     "Problem",
     "Project",
@@ -58,6 +67,7 @@ _HOMES = {
     "shortlist.ranking.specs": ("BoostedTrees", "DeepCross", "LambdaMART", "LogisticRegression"),
     "shortlist.retrieval.specs": ("Popular", "TwoTower"),
     "shortlist.settings": ("Settings", "load_settings"),
+    "shortlist.slate.specs": ("DPP", "MMR", "Boost", "Cap", "Exclude", "Explore", "Fairness", "Pin"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

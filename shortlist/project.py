@@ -23,7 +23,8 @@ class Project:
 
     `context` are the typed values that a request may carry (device, query amount); request features name them.
     `sources` propose items and `rankers` order them; the ranker that orders a slice of the past best is the one that
-    serves. Popularity and logistic regression are measured beside them in any case.
+    serves. Popularity and logistic regression are measured beside them in any case. `slate` are the rules by which the
+    service makes slates of what is ranked: diversity, caps, fairness, pins, boosts, exclusions, exploration.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Project:
     constraints: Constraints = field(default_factory=Constraints)
     sources: Sequence[Any] = ()
     rankers: Sequence[Any] = ()
+    slate: Sequence[Any] = ()
     entities: Sequence[Entity] = ()
     context: Mapping[str, FieldType] = field(default_factory=dict)
     place: str = field(default_factory=declared_at, compare=False)

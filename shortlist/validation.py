@@ -23,6 +23,7 @@ from shortlist.project import Project
 from shortlist.ranking.problems import ranker_problems
 from shortlist.ranking.specs import RankerSpec
 from shortlist.retrieval.specs import TwoTower
+from shortlist.slate.problems import Declared, slate_problems
 
 Unbelieved = Any
 """A declaration as the user wrote it: its annotations are hopes."""
@@ -38,7 +39,7 @@ def problems(project: Project) -> list[Problem]:
     found = [*of_name(project), *of_entities(project), *of_events(project), *of_context(project)]
     if not found:  # features are checked against declarations that make sense
         found += of_features(project)
-    found += [*of_labels(project), *of_objective(project), *of_parts(project)]
+    found += [*of_labels(project), *of_objective(project), *of_parts(project), *of_slate(project)]
     return list(dict.fromkeys(found))
 
 
@@ -326,6 +327,15 @@ def of_parts(project: Unbelieved) -> Iterator[Problem]:
                 proxies = project.objective.proxies if isinstance(project.objective, Objective) else {}
                 yield from ranker_problems(part, proxies, project.place)
             seen.add(name)
+
+
+def of_slate(project: Unbelieved) -> Iterator[Problem]:
+    """Rules about attributes of the item and sources that are declared."""
+    if isinstance(project.item, Entity):
+        names = [part_name(part) for part in project.sources]
+        with_vectors = [part_name(part) for part in project.sources if isinstance(part, TwoTower)]
+        declared = Declared(project.item.attributes, names, with_vectors, project.place)
+        yield from slate_problems(project.slate, declared)
 
 
 def of_two_tower(project: Unbelieved, towers: TwoTower) -> Iterator[Problem]:

@@ -96,6 +96,13 @@ class TowerSource:
                 return found.take(np.arange(min(self.quota, len(found))))
             wanted *= 4
 
+    def item_vectors(self, items: Items) -> Vectors:
+        """The vector of each item by catalogue index, shape (items, dimensions); zeros for what it does not know."""
+        rows = self.alignment.rows_of(items)
+        vectors: Vectors = np.zeros((len(items), self.towers.facts["dimensions"]), np.float32)
+        vectors[rows >= 0] = self.towers.item_vectors[rows[rows >= 0]]
+        return vectors
+
     def describe(self, query: Query, candidates: Candidates) -> Candidates:
         """The same candidates with the column `<name>_score`."""
         rows = self.alignment.rows_of(candidates.items)

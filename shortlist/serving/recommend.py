@@ -21,6 +21,8 @@ from shortlist.retrieval.catalogue import Catalogue
 from shortlist.retrieval.eligibility import Available, Excluded
 from shortlist.serving.hydration import LiveFeatures
 from shortlist.serving.impressions import UNLOGGED
+from shortlist.slate.assembly import exclusions, load_slate
+from shortlist.slate.diversity import Embedding
 from shortlist.training.assembly import load_retrieval
 from shortlist.training.releases import Release
 
@@ -54,20 +56,28 @@ class Champion:
 def load_champion(
     project: Project, release: Release, table: FeatureTable, observer: Observer, watch: Callable[[Trace], None]
 ) -> Champion:
-    """The pipelines of a release over the live table. Raises ReleaseError, or what the loaders raise, when damaged."""
+    """The pipelines of a release over the live table. Raises ReleaseError, or what the loaders raise, when damaged.
+
+    The project's slate rules shape both; the caller's own items are never drawn (`slate.specs.Explore`). Evaluation
+    holds to exclusions and to nothing else of the slate: it measures what rankers know, and a pin or a draw would
+    hide it.
+    """
     manifest = release.manifest
     retrieval = load_retrieval(project, release.directory, manifest.sources, table, behind=True)
     scorer = load_ranker(release)
     catalogue = Catalogue(table, project.item.name)
+    vectors = {source.name: source for source in retrieval.sources if isinstance(source, Embedding)}
+    slate = load_slate(project.slate, catalogue.entities, vectors)
     features = LiveFeatures(catalogue, project.user.name, scorer.scorer.names if scorer else ())
     recommend = Pipeline(
         catalogue=table.entities[project.item.name],
         scorer=scorer,
         understand=retrieval.understand,
-        sources=retrieval.sources,
-        merger=retrieval.merger,
+        sources=[*retrieval.sources, *slate.sources],
+        merger=slate.merging(retrieval.merger),
         filters=retrieval.filters,
         hydrators=[*retrieval.hydrators, features],
+        selector=slate.selector,
         observers=[observer],
         defaults={stage.name: {f"{stage.name}_score": float("nan")} for stage in retrieval.hydrators},
         last_resort=Everything(retrieval.last_resort, catalogue),
@@ -75,7 +85,7 @@ def load_champion(
         versions={"release": release.version, "features": manifest.fingerprint[:12], "ranker": manifest.ranker},
         watch=watch,
     )
-    own: list[Filter] = [Available(catalogue), Excluded(catalogue)]
+    own: list[Filter] = [Available(catalogue), Excluded(catalogue), *exclusions(project.slate, catalogue.entities)]
     rank = replace(recommend, sources=(), merger=None, filters=own, last_resort=None, paces=Paces(), pace=Pace())
     return Champion(release.version, recommend, rank, report(release))
 

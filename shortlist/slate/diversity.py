@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ LEAST_VOLUME = 1e-6
 """The squared height, of at most 1, below which an item adds nothing to the volume but noise of the arithmetic."""
 
 
+@runtime_checkable
 class Embedding(Stage, Protocol):
     """A source that has a vector for each item."""
 

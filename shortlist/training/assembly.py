@@ -20,6 +20,7 @@ from shortlist.retrieval.nearest import TowerSource
 from shortlist.retrieval.popular import PopularSource
 from shortlist.retrieval.specs import Popular, TwoTower, popularity_features, seen_features
 from shortlist.retrieval.towers import Towers
+from shortlist.slate.assembly import exclusions
 
 LAST_RESORT = "last_resort"
 
@@ -114,7 +115,12 @@ def load_retrieval(
         raise KeyError(f"the release has the sources {missing}, which project {project.name!r} does not declare")
     catalogue = Catalogue(table, project.item.name)
     seen = [feature.name for feature in seen_features(project.labels, project.user, project.item)]
-    filters = (Available(catalogue), Excluded(catalogue), NotSeen(catalogue, project.user.name, seen))
+    filters = (
+        Available(catalogue),
+        Excluded(catalogue),
+        NotSeen(catalogue, project.user.name, seen),
+        *exclusions(project.slate, catalogue.entities),
+    )
     place = Place(project, table, catalogue, filters, directory / "sources", behind, refresh_ms)
     specs = [declared.get(name, Popular()) for name in names]
     loaded = [load_source(spec, place) for spec in specs]
