@@ -13,6 +13,7 @@ import pytest
 
 from shortlist.events.log import MemoryLog
 from shortlist.events.schema import Entity
+from shortlist.features import snapshot
 from shortlist.features.columns import Columns, Rows
 from shortlist.features.definitions import EventType, ratio, request_feature
 from shortlist.features.entities import Entities, Ragged
@@ -272,6 +273,36 @@ def test_a_snapshot_is_restored_and_goes_on(tmp_path: Path) -> None:
     assert other.read(asked, NOW).values.tobytes() == table.read(asked, NOW).values.tobytes()
     assert other.entities["film"].ids == ["alien", "heat", "new"]
     snapshot_of(other, tmp_path)  # over the file that is mapped
+
+
+def test_while_a_snapshot_is_copied_readers_go_on_and_updates_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, table = world()
+    begun, go_on, contents, before = threading.Event(), threading.Event(), snapshot.contents, table.position
+
+    def slow_contents(of: FeatureTable) -> snapshot.Content:
+        begun.set()
+        assert go_on.wait(10)
+        return contents(of)
+
+    monkeypatch.setattr(snapshot, "contents", slow_contents)
+    log.subscribe(table.update)
+    event = {"kind": "watch", "at": NOW, "user": "bob", "film": "new", "seconds": 5.0, "device": "phone"}
+    copying = threading.Thread(target=table.snapshot, args=(tmp_path / "features.snapshot",))
+    copying.start()
+    assert begun.wait(10)
+    writing = threading.Thread(target=log.append, args=([event],), kwargs={"received": NOW})
+    writing.start()
+    assert table.read({"user": ["ada"]}, NOW).position == before  # would wait for ever if it waited for the copy
+    writing.join(0.05)
+    assert table.position == before
+    go_on.set()
+    for thread in (copying, writing):
+        thread.join(10)
+    restored = FeatureTable(FEATURES)
+    restored.restore(tmp_path / "features.snapshot")
+    assert (restored.position, table.position) == (before, before + 1)
 
 
 def test_damaged_snapshots_are_refused_and_nothing_changes(tmp_path: Path) -> None:

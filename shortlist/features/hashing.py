@@ -77,7 +77,8 @@ def hash_strings(strings: pa.Array | Sequence[str | None]) -> Hashes:
 @lru_cache(maxsize=8_192)
 def hash_of(string: str) -> Hashes:
     """The hash of one string, shape (1,), not to be written to; remembered, because a request asks for it often."""
-    hashed = hash_strings([string])
+    text, hashed = string.encode(), np.empty(1, np.uint64)
+    _hash_utf8(np.frombuffer(text or b"\0", np.uint8), np.array([0, len(text)], np.int32), hashed)
     hashed.setflags(write=False)
     return hashed
 

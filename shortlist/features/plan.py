@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,12 @@ class GroupPlan:
 
     def scratch(self) -> NDArray[np.uint8]:
         """Room in which the kernel merges the registers of the widest distinct count."""
+        return np.empty(self._widest, np.uint8)
+
+    @cached_property
+    def _widest(self) -> int:
         distinct = self.outputs[self.outputs[:, k.READ] == k.READ_DISTINCT]
-        return np.empty(int(distinct[:, k.LENGTH].max(initial=0)), np.uint8)
+        return int(distinct[:, k.LENGTH].max(initial=0))
 
 
 @dataclass(frozen=True)

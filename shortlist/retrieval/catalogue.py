@@ -43,6 +43,8 @@ class Catalogue:
     def available(self, items: Items) -> NDArray[np.bool_]:
         """False for each item that an event took out of the catalogue; -1, an item that nobody knows, is available."""
         attribute = self.entities.attributes["available"]
+        if not attribute.numbers.size:  # no event ever said anything about it
+            return np.ones(len(items), np.bool_)
         versions = attribute.versions((items + 1).astype(np.int32), np.full(len(items), EVERYTHING_KNOWN))
         kept: NDArray[np.bool_] = attribute.numbers_of(versions) != 0.0
         return kept

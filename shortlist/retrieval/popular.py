@@ -20,6 +20,8 @@ LOOKS = (1.2, 4.0)
 """Times its quota that the source looks at, one after the other; then at everything, which is sorted only then."""
 PORTION, PAUSE_SECONDS = 4_096, 0.0005
 """Items that are counted at once behind the requests, and the pause after them: other readers get their turn."""
+LEISURE = 50
+"""Times as long as counting took that its result is good for at least: it is to take a fiftieth of the time at most."""
 
 
 @dataclass
@@ -29,7 +31,13 @@ class Counts:
     values: NDArray[np.float64]
     position: int
     now: int
+    took_ms: float
     _tops: dict[int, Items] = field(default_factory=dict)
+
+    @property
+    def good_for_ms(self) -> float:
+        """How old they may become where counting goes on beside the requests."""
+        return LEISURE * self.took_ms
 
     def top(self, n: int) -> Items:
         """At least the `n` most popular items (more on a tie), best first; ties in order of first appearance."""
@@ -91,9 +99,10 @@ class PopularSource:
     def _fresh(self, now: int) -> Counts:
         counts = self._counts
         age = np.inf if counts is None else abs(now - counts.now)
-        if counts is not None and (age < self.refresh_ms or counts.position == self.catalogue.table.position):
+        refresh_ms = self.refresh_ms if counts is None or not self.behind else max(self.refresh_ms, counts.good_for_ms)
+        if counts is not None and (age < refresh_ms or counts.position == self.catalogue.table.position):
             return counts
-        if counts is None or not self.behind or age > 12 * self.refresh_ms:
+        if counts is None or not self.behind or age > 12 * refresh_ms:
             self._counts = counts = self._read(now, len(self.catalogue))
         elif self._reading.acquire(blocking=False):
             Thread(target=self._reread, args=(now,), name=f"{self.name} refresh", daemon=True).start()
@@ -111,7 +120,7 @@ class PopularSource:
     def _read(self, now: int, portion: int) -> Counts:
         """Count `portion` items at a time. Of several portions the first one's position is the one that is known."""
         hashes, table = self.catalogue.hashes(), self.catalogue.table
-        values, position = np.zeros(len(hashes)), table.position
+        values, position, begun = np.zeros(len(hashes)), table.position, time.perf_counter()
         for start in range(0, len(hashes), max(portion, 1)):
             if start:
                 time.sleep(PAUSE_SECONDS)
@@ -119,7 +128,7 @@ class PopularSource:
             read = table.read({self.catalogue.item: hashes[part]}, now, columns=self.features)
             values[part] = self.gains @ np.nan_to_num(read.values)
             position = min(position, read.position)
-        return Counts(values, position, now)
+        return Counts(values, position, now, (time.perf_counter() - begun) * 1000)
 
 
 NO_ITEMS: Items = np.empty(0, np.int32)

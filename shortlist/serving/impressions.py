@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 PENDING = 20_000
 """Slates that may wait; beyond that new ones are lost and counted, because memory is finite and answers come first."""
-AT_ONCE = 500
+AT_ONCE, GATHER_SECONDS = 500, 0.1
+"""Slates that are written together, and how long the first waits for others: a commit costs as much as a slate."""
 RETRY_SECONDS = 1.0
 UNLOGGED = "unlogged"
 """Set in `query.known` where the caller shows the slate to nobody."""
@@ -93,6 +94,8 @@ class Impressions:
             first = self._queue.get()
             slates = [] if first is None else [first]
             done = first is None
+            if not done:
+                self._stopping.wait(GATHER_SECONDS)
             while len(slates) < AT_ONCE and not done:
                 try:
                     following = self._queue.get_nowait()

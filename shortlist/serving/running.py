@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -92,8 +93,13 @@ class Running:
             self._thread.join()
 
 
+SWITCH_SECONDS = 0.0005
+"""How long a thread may keep the interpreter while another waits; Python's own 5 ms is as long as an answer takes."""
+
+
 def serve(project: Project, settings: Settings, announce: Callable[[str], None] | None = None) -> None:
     """Serve a project until SIGINT or SIGTERM. `announce` is told the URL. Raises OSError where it cannot listen."""
+    sys.setswitchinterval(SWITCH_SECONDS)
     running = Running(project, settings)
     if announce is not None:
         announce(running.url)
