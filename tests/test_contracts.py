@@ -21,12 +21,13 @@ from shortlist.loop import learn
 from shortlist.pipeline import stages
 from shortlist.pipeline.candidates import NOTHING, Candidates
 from shortlist.pipeline.query import Deadline, Query, Slate
-from shortlist.pipeline.runner import Pipeline
+from shortlist.pipeline.runner import ByScore, Pipeline
 from shortlist.project import load_project
 from shortlist.retrieval.catalogue import Catalogue
 from shortlist.serving.impressions import UNLOGGED
 from shortlist.serving.running import Running
 from shortlist.settings import load_settings
+from shortlist.slate.specs import MMR, Cap, Exclude, Pin
 from shortlist.starter import make
 from shortlist.training.backtest import LiveColumns
 
@@ -98,7 +99,8 @@ def stages_of(pipelines: Iterable[Pipeline]) -> dict[str, list[Any]]:
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     folder = tmp_path_factory.mktemp("projects") / "shelf"
     make(folder)
-    project, settings = load_project(folder), replace(load_settings(folder, {}), port=0)
+    rules = [MMR("genres"), Cap("author", 2), Pin(items=["emma"], at=3), Exclude(where=("year", "<", 1700))]
+    project, settings = replace(load_project(folder), slate=rules), replace(load_settings(folder, {}), port=0)
     assert learn(project, settings, 0, lambda step, share: None).promoted  # noqa: ARG005
     with Running(project, settings) as running:
         running.wait_ready()
@@ -110,6 +112,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         live.log.append([{"kind": "finish", "at": now, "reader": "reads-all", "book": item} for item in ids])
         pipelines = (champion.recommend, champion.rank)
         by_verb = stages_of(pipelines)
+        by_verb["arrange"].append(ByScore())
+        by_verb["merge"].append(champion.recommend.merger.merger)  # type: ignore[union-attr]
         by_verb["describe"].append(LiveColumns(Catalogue(live.table, "book"), "reader"))
         by_verb["propose"].append(champion.recommend.last_resort.counted)  # type: ignore[union-attr]
         yield House(pipelines, by_verb, len(ids))

@@ -58,7 +58,10 @@ class FeaturesRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 class Ranked(msgspec.Struct, gc=False):
-    """One item of a slate. `score` orders this slate and means nothing across slates; null where there was none."""
+    """One item of a slate. `score` is the ranker's, comparable within this slate only; null where there was none.
+
+    Items are in the order of the scores unless the project's slate rules say otherwise.
+    """
 
     item: str
     score: float | None
