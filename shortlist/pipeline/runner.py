@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -175,16 +175,19 @@ class Pipeline:
             candidates = self._filtered(query, trace, stage, candidates)
         return candidates
 
+    @cached_property
+    def _decide(self) -> Callable[[Query, Candidates], Decision]:
+        """The selector's decision; a plain selector's is its order. Asked once, because a Protocol is slow to ask."""
+        selector = self.selector
+        if isinstance(selector, Deciding):
+            return selector.decide
+        return lambda query, found: Decision(selector.arrange(query, found))
+
     def _decided(self, query: Query, trace: Trace, found: Candidates) -> Decision:
         """The selector's order, or that of the scores where it fails."""
-        selector = self.selector
-
-        def decision() -> Decision | None:
-            if isinstance(selector, Deciding):
-                return selector.decide(query, found)
-            return Decision(selector.arrange(query, found))
-
-        decided = trace.call("select", selector.name, len(found), decision, None)
+        nothing: Decision | None = None
+        decide = partial(self._decide, query, found)
+        decided = trace.call("select", self.selector.name, len(found), decide, nothing)
         return Decision(ByScore().arrange(query, found)) if decided is None else decided
 
     def _filtered(self, query: Query, trace: Trace, stage: Filter, candidates: Candidates) -> Candidates:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,11 @@ class Values:
 
     def of(self, candidate: int) -> NDArray[Any]:
         """The values of one candidate."""
-        start, stop = np.searchsorted(self.owners, (candidate, candidate + 1))
-        return self.words[start:stop]
+        return self.words[self._starts[candidate] : self._starts[candidate + 1]]
+
+    @cached_property
+    def _starts(self) -> NDArray[np.intp]:
+        return np.searchsorted(self.owners, np.arange(self.count + 1))
 
 
 def values_of(entities: Entities, name: str, items: Items) -> Values:
