@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from shortlist.framing.problems import Problem, ProjectError
     from shortlist.project import Project, load_project
     from shortlist.ranking.specs import BoostedTrees, DeepCross, LambdaMART, LogisticRegression
-    from shortlist.retrieval.specs import Popular, TwoTower
+    from shortlist.retrieval.specs import CoVisitation, GraphFilter, LinearAutoencoder, Popular, TwoTower
     from shortlist.settings import Settings, load_settings
     from shortlist.slate.specs import DPP, MMR, Boost, Cap, Exclude, Explore, Fairness, Pin
 
@@ -29,6 +29,7 @@ __all__ = [
     "Boost",
     "BoostedTrees",
     "Cap",
+    "CoVisitation",
     "Constraints",
     "DeepCross",
     "Entity",
@@ -37,10 +38,12 @@ __all__ = [
     "Exclude",
     "Explore",
     "Fairness",
+    "GraphFilter",
     "Guardrail",
     "Impression",
     "Labels",
     "LambdaMART",
+    "LinearAutoencoder",
     "LogisticRegression",
     "Objective",
     "ObservedPositives",
@@ -65,7 +68,7 @@ _HOMES = {
     "shortlist.framing.problems": ("Problem", "ProjectError"),
     "shortlist.project": ("Project", "load_project"),
     "shortlist.ranking.specs": ("BoostedTrees", "DeepCross", "LambdaMART", "LogisticRegression"),
-    "shortlist.retrieval.specs": ("Popular", "TwoTower"),
+    "shortlist.retrieval.specs": ("CoVisitation", "GraphFilter", "LinearAutoencoder", "Popular", "TwoTower"),
     "shortlist.settings": ("Settings", "load_settings"),
     "shortlist.slate.specs": ("DPP", "MMR", "Boost", "Cap", "Exclude", "Explore", "Fairness", "Pin"),
 }

@@ -22,7 +22,7 @@ from shortlist.framing.problems import Problem, nearest
 from shortlist.project import Project
 from shortlist.ranking.problems import ranker_problems
 from shortlist.ranking.specs import RankerSpec
-from shortlist.retrieval.specs import TwoTower
+from shortlist.retrieval.specs import HistorySpec, TwoTower
 from shortlist.slate.problems import Declared, slate_problems
 
 Unbelieved = Any
@@ -323,6 +323,8 @@ def of_parts(project: Unbelieved) -> Iterator[Problem]:
                 yield Problem(project.place, f"{role} holds {name!r} twice", 'give one another name: name="..."')
             elif isinstance(part, TwoTower):
                 yield from of_two_tower(project, part)
+            elif isinstance(part, HistorySpec):
+                yield from of_history(project, part)
             elif isinstance(part, RankerSpec):
                 proxies = project.objective.proxies if isinstance(project.objective, Objective) else {}
                 yield from ranker_problems(part, proxies, project.place)
@@ -338,17 +340,25 @@ def of_slate(project: Unbelieved) -> Iterator[Problem]:
         yield from slate_problems(project.slate, declared)
 
 
-def of_two_tower(project: Unbelieved, towers: TwoTower) -> Iterator[Problem]:
-    """A history of the user's items, and attributes and context values that are declared."""
-    history: Unbelieved = towers.history
+def of_history(project: Unbelieved, source: TwoTower | HistorySpec) -> Iterator[Problem]:
+    """A source's history is a list of the user's items."""
+    history: Unbelieved = source.history
     user, item = project.user, project.item
     if not isinstance(user, Entity) or not isinstance(item, Entity):
         return
     wanted = f"expected the user's last items: EVENT.by({user.name}).last({item.name!r}, 50)"
     if not isinstance(history, Aggregate):
-        yield Problem(project.place, f"{towers.name}'s history is {describe(history)}", wanted)
+        yield Problem(project.place, f"{source.name}'s history is {describe(history)}", wanted)
     elif (history.operation, history.by, history.value) != ("last_n", (user.name,), item.name):
-        yield Problem(history.place, f"{towers.name}'s history is {history.name}", wanted)
+        yield Problem(history.place, f"{source.name}'s history is {history.name}", wanted)
+
+
+def of_two_tower(project: Unbelieved, towers: TwoTower) -> Iterator[Problem]:
+    """A history of the user's items, and attributes and context values that are declared."""
+    yield from of_history(project, towers)
+    user, item = project.user, project.item
+    if not isinstance(user, Entity) or not isinstance(item, Entity):
+        return
     for what, names, known in (
         (f"attribute of {user.name}", towers.user_attributes, user.attributes),
         (f"attribute of {item.name}", towers.item_attributes, item.attributes),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -12,43 +11,14 @@ from shortlist.features.hashing import NOBODY, hash_of
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Query
 from shortlist.pipeline.stages import Filter
+from shortlist.retrieval.alignment import Alignment
 from shortlist.retrieval.catalogue import Catalogue, Items
 from shortlist.retrieval.eligibility import eligible
-from shortlist.retrieval.index import Rows, Vectors
+from shortlist.retrieval.index import Vectors
 from shortlist.retrieval.towers import Towers, attributes_of, context_columns
 
 ENOUGH = 0.9
 """The share of the quota that is not worth another, wider search."""
-
-
-class Alignment:
-    """Which row of the towers is which item of the catalogue, as the catalogue grows."""
-
-    def __init__(self, towers: Towers, catalogue: Catalogue) -> None:
-        self.towers, self.catalogue = towers, catalogue
-        self._items: Items = np.full(len(towers.items), -1, np.int32)
-        self._rows: Rows = np.empty(0, np.int32)
-        self._lock = Lock()
-
-    def items_of(self, rows: Rows) -> Items:
-        """The catalogue index of each row, -1 for items that the catalogue does not know."""
-        self._follow()
-        return self._items[rows]
-
-    def rows_of(self, items: Items) -> Rows:
-        """The row of each catalogue index, -1 for items that the release does not know, and for -1."""
-        self._follow()
-        return np.where(items >= 0, self._rows[items], np.int32(-1)) if len(self._rows) else np.full_like(items, -1)
-
-    def _follow(self) -> None:
-        if len(self._rows) == len(self.catalogue):
-            return
-        with self._lock:
-            start = len(self._rows)
-            rows = self.towers.rows_of(self.catalogue.hashes()[start:])
-            known = np.flatnonzero(rows >= 0)
-            self._items[rows[known]] = start + known
-            self._rows = np.concatenate([self._rows, rows])
 
 
 class TowerSource:

@@ -49,7 +49,59 @@ class TwoTower:
     name: str = "two_tower"
 
 
-SourceSpec = Popular | TwoTower
+@dataclass(frozen=True)
+class CoVisitation:
+    """Items that the same users acted on: the cosine of two items' users, where users of many items count less.
+
+    `history` is a feature that lists the user's items (`watch.by(user).last("film", 500)`), `neighbours` how many
+    others each item speaks for.
+    """
+
+    history: Aggregate
+    neighbours: int = 200
+    quota: int = 200
+    name: str = "covisitation"
+
+
+@dataclass(frozen=True)
+class LinearAutoencoder:
+    """EASE (Steck, Embarrassingly shallow autoencoders for sparse data, WWW 2019): each item as a sum of the others.
+
+    For catalogues of a few thousand items that are acted on: the `most_items` most frequent ones take part, and
+    `neighbours` weights per item are kept, on average, the greatest of all. `history` is a feature that lists the
+    user's items; `ridge` is chosen on held-out actions where it is not given.
+    """
+
+    history: Aggregate
+    ridge: float | None = None
+    most_items: int = 8_000
+    neighbours: int = 1_500
+    quota: int = 200
+    name: str = "autoencoder"
+
+
+@dataclass(frozen=True)
+class GraphFilter:
+    """Users and items as a graph, and its smooth signals: no training but linear algebra.
+
+    Normalised co-occurrence and an ideal low pass of `rank` directions (Shen et al., How powerful is graph convolution
+    for recommendation?, CIKM 2021), sharpened by the heat equation run backwards (Choi et al., Blurring-sharpening
+    process models, SIGIR 2023). How much of the low pass and how sharp is chosen on held-out actions. `history` is a
+    feature that lists the user's items; the `most_items` most frequent ones take part, each with the `neighbours`
+    greatest of its weights.
+    """
+
+    history: Aggregate
+    rank: int = 256
+    most_items: int = 50_000
+    neighbours: int = 512
+    quota: int = 500
+    name: str = "graph_filter"
+
+
+HistorySpec = CoVisitation | LinearAutoencoder | GraphFilter
+"""Sources that weigh items by the items of the user's history."""
+SourceSpec = Popular | TwoTower | HistorySpec
 
 
 def positive_streams(labels: Labels | ObservedPositives) -> tuple[tuple[Stream, float], ...]:
@@ -95,7 +147,7 @@ def retrieval_features(
     """
     half_lives = dict.fromkeys(s.half_life for s in (*sources, Popular()) if isinstance(s, Popular))
     popular = [f for half_life in half_lives for f, _ in popularity_features(labels, item, half_life)]
-    histories = [source.history for source in sources if isinstance(source, TwoTower)]
+    histories = [source.history for source in sources if not isinstance(source, Popular)]
     wanted = {feature.name: feature for feature in (*seen_features(labels, user, item), *popular, *histories)}
     taken = {feature.name for feature in declared}
     return tuple(feature for name, feature in wanted.items() if name not in taken)

@@ -190,7 +190,7 @@ class Towers:
             tables = [np.asarray(table) for table in mapped]  # the same memory, without what numpy adds to each access
             session = session_of(directory / USER_MODEL)
             index = Index.load(directory / INDEX)
-        except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile, RuntimeError) as error:
+        except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, RuntimeError) as error:
             raise ValueError(f"the towers in {directory} cannot be read ({error}); train again") from error
         sizes = (len(users) + 1, len(items) + 1, len(items))
         if (len(tables[0]), len(tables[1]), len(index)) != sizes:

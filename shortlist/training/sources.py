@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import singledispatch
+from functools import partial, singledispatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,11 @@ from shortlist.features.program import FeatureSet
 from shortlist.features.replay import replay
 from shortlist.pipeline.candidates import Column
 from shortlist.project import Project
-from shortlist.retrieval.specs import Popular, TwoTower
+from shortlist.retrieval.item_weights import ItemWeights, distinct
+from shortlist.retrieval.specs import HistorySpec, Popular, TwoTower
 from shortlist.retrieval.towers import Towers, attributes_of
 from shortlist.training.backtest import Progress
+from shortlist.training.item_weights import Interactions, fit_item_weights
 from shortlist.training.rankers import NothingToLearnError
 from shortlist.training.requests import Positives
 from shortlist.training.rows import Judged, Known
@@ -95,6 +97,15 @@ def _(spec: TwoTower, lesson: Lesson, directory: Path, earlier: Figures | None, 
     return {**asdict(report), "examples_left_out": len(lesson.positives) - len(examples)}
 
 
+@fit_source.register
+def _(spec: HistorySpec, lesson: Lesson, directory: Path, earlier: Figures | None, progress: Progress) -> Figures:
+    positives, known = lesson.positives, lesson.known
+    acts = Interactions.of(known.users.hashes[positives.user], known.items.hashes[positives.item], positives.position)
+    weights, figures = fit_item_weights(spec, acts, lesson.seed, earlier, partial(progress, f"fit {spec.name}"))
+    weights.save(directory)
+    return figures
+
+
 def examples_of(spec: TwoTower, lesson: Lesson) -> TowerExamples:
     """The newest positives, each with what was known of its user strictly before.
 
@@ -114,6 +125,21 @@ def examples_of(spec: TwoTower, lesson: Lesson) -> TowerExamples:
 def row_columns(spec: object, lesson: Lesson, directory: Path, rows: Judged) -> Mapping[str, Column]:  # noqa: ARG001
     """What a fitted source says of the rows that rankers learn from: the columns that it writes when serving."""
     return {}
+
+
+@row_columns.register
+def _(spec: HistorySpec, lesson: Lesson, directory: Path, rows: Judged) -> Mapping[str, Column]:
+    model, user = ItemWeights.load(directory), lesson.project.user.name
+    _, first, counts = np.unique(rows.request, return_index=True, return_counts=True)
+    asked = Rows({user: rows.user[first]}, rows.position[first], rows.now[first])
+    histories = replay(lesson.log, lesson.features, asked)[spec.history.name]
+    items, scores = model.rows_of(rows.item), np.full(len(rows), np.nan)
+    for start, count, history in zip(first, counts, histories, strict=True):
+        sums = model.sums(distinct(history))
+        if sums.any():
+            part = start + np.flatnonzero(items[start : start + count] >= 0)
+            scores[part] = sums[items[part]]
+    return {f"{spec.name}_score": scores}
 
 
 @row_columns.register

@@ -1,0 +1,277 @@
+"""Item-item weights: each fitted as its paper says, and a source whose next answer follows the history."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from shortlist.events.labels import ObservedPositives
+from shortlist.events.log import MemoryLog
+from shortlist.events.schema import Entity
+from shortlist.features.definitions import EventType
+from shortlist.features.hashing import hash_strings
+from shortlist.features.table import FeatureTable
+from shortlist.pipeline.candidates import Candidates
+from shortlist.pipeline.query import Deadline, Query
+from shortlist.project import Project
+from shortlist.retrieval.catalogue import Catalogue
+from shortlist.retrieval.eligibility import NotSeen
+from shortlist.retrieval.item_weights import WEIGHTS, HistorySource, ItemWeights, greatest
+from shortlist.retrieval.specs import CoVisitation, GraphFilter, HistorySpec, LinearAutoencoder, seen_features
+from shortlist.training.graph import Graph
+from shortlist.training.item_weights import Exam, Interactions, autoencoder, fit_item_weights, ndcg_of, proven
+from shortlist.training.rankers import NothingToLearnError
+from shortlist.training.rows import Judged, everyone, observed_positives
+from shortlist.training.sources import Lesson, fit_source, row_columns
+
+user, film = Entity("user"), Entity("film")
+watch = EventType("watch", user, film)
+history = watch.by(user).last("film", 20)
+SPECS: list[HistorySpec] = [
+    CoVisitation(history, quota=5),
+    LinearAutoencoder(history, quota=5),
+    GraphFilter(history, rank=3, quota=5),
+]
+Dense = NDArray[np.float64]
+
+
+def acts(users: int = 60, items: int = 30, pairs: int = 600, seed: int = 0) -> Interactions:
+    """Two tastes: even users act on the first half of the items, odd ones on the second."""
+    rng = np.random.default_rng(seed)
+    who = rng.integers(0, users, pairs)
+    what = rng.integers(0, items // 2, pairs) + (who % 2) * (items // 2)
+    return Interactions.of(
+        hash_strings([f"u{n}" for n in who]), hash_strings([f"i{n}" for n in what]), np.arange(pairs)
+    )
+
+
+def dense_of(weights: ItemWeights) -> Dense:
+    matrix = np.zeros((len(weights.items), len(weights.items)))
+    for row, (start, stop) in enumerate(zip(weights.starts[:-1], weights.starts[1:], strict=True)):
+        matrix[row, weights.columns[start:stop]] = weights.weights[start:stop]
+    return matrix
+
+
+def fitted(spec: HistorySpec, of: Interactions, **earlier: float) -> Dense:
+    return dense_of(fit_item_weights(spec, of, 0, earlier or None, lambda _: None)[0])
+
+
+def normalised(of: Interactions) -> Dense:
+    matrix = of.matrix().toarray().astype(np.float64)
+    halved: Dense = matrix / np.sqrt(matrix.sum(1, keepdims=True)) / np.sqrt(matrix.sum(0, keepdims=True))
+    return halved
+
+
+def test_the_autoencoder_is_the_formula_of_the_paper() -> None:
+    matrix = acts().matrix().toarray().astype(np.float64)
+    inverse = np.linalg.inv(matrix.T @ matrix + 20.0 * np.eye(matrix.shape[1]))
+    expected = np.eye(len(inverse)) - inverse / np.diag(inverse)
+    assert np.allclose(autoencoder(acts().matrix(), 20.0), expected, atol=1e-6)
+    assert np.allclose(fitted(LinearAutoencoder(history, ridge=20.0), acts()), expected, atol=1e-6)
+
+
+def test_of_the_autoencoder_the_greatest_weights_of_all_are_kept() -> None:
+    whole, part = (fitted(LinearAutoencoder(history, 20.0, neighbours=kept), acts()) for kept in (30, 4))
+    assert np.count_nonzero(part) == 4 * len(part)
+    assert np.abs(part[part != 0]).min() >= np.abs(whole[part == 0]).max()
+    assert np.array_equal(part[part != 0], whole[part != 0])
+
+
+def test_co_visitation_is_the_cosine_of_normalised_columns() -> None:
+    halves = normalised(acts())
+    expected = halves.T @ halves
+    np.fill_diagonal(expected, 0)
+    assert np.allclose(fitted(CoVisitation(history), acts()), expected, atol=1e-6)
+    few = fitted(CoVisitation(history, neighbours=3), acts())
+    assert (np.count_nonzero(few, axis=1) == 3).all()
+    assert np.allclose(np.sort(few, axis=1)[:, -3:], np.sort(expected, axis=1)[:, -3:], atol=1e-6)
+
+
+def test_the_graph_filter_is_its_polynomial() -> None:
+    halves, sharpness = normalised(acts()), 2.5
+    spread = halves.T @ halves
+    right = np.linalg.svd(halves)[2][:3]
+    root = np.sqrt(acts().matrix().toarray().sum(0))
+    smooth = (root[:, None] * (right.T @ right)) / root[None, :]
+    blurred = spread + 0.2 * smooth
+    powers = [np.linalg.matrix_power(-sharpness * spread, n) / math.factorial(n) for n in range(5)]
+    expected = (sum(powers) @ blurred).T  # a row of the matrix is the answer to one item
+    found = fitted(GraphFilter(history, rank=3), acts(), low_pass=0.2, sharpness=sharpness)
+    assert np.allclose(found, expected, atol=2e-5)
+    graph = Graph.of(acts().matrix(), 3)
+    by_grid = graph.settings(acts().matrix()[:4])[0.2, sharpness]
+    assert np.allclose(by_grid, acts().matrix()[:4].toarray() @ expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: str(spec.name))
+def test_weights_speak_for_items_of_the_same_taste(spec: HistorySpec, tmp_path: Path) -> None:
+    weights, figures = fit_item_weights(spec, acts(), 0, None, lambda _: None)
+    sums = weights.sums(hash_strings(["i0", "i1", "i2"]))
+    alike = np.isin(weights.items, hash_strings([f"i{n}" for n in range(15)]))
+    assert sums[alike].min() > sums[~alike].max()
+    assert not weights.sums(hash_strings(["stranger"])).any()
+    assert (figures["items"], figures["pairs"]) == (30, len(acts()))
+    weights.save(tmp_path / "a")
+    fit_item_weights(spec, acts(), 0, None, lambda _: None)[0].save(tmp_path / "b")
+    assert (tmp_path / "a" / WEIGHTS).read_bytes() == (tmp_path / "b" / WEIGHTS).read_bytes()
+    assert np.array_equal(ItemWeights.load(tmp_path / "a").sums(weights.items[:2]), weights.sums(weights.items[:2]))
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: str(spec.name))
+def test_where_nobody_acted_twice_there_is_nothing_to_learn(spec: HistorySpec) -> None:
+    nothing = hash_strings([])
+    for of in (
+        Interactions.of(nothing, nothing, np.arange(0)),
+        Interactions.of(hash_strings(["a", "b"]), hash_strings(["x", "y"]), np.arange(2)),
+        Interactions.of(hash_strings(["a", "a"]), hash_strings(["x", "x"]), np.arange(2)),
+    ):
+        with pytest.raises(NothingToLearnError, match="two items"):
+            fit_item_weights(spec, of, 0, None, lambda _: None)
+    two = Interactions.of(hash_strings(["a", "a"]), hash_strings(["x", "y"]), np.arange(2))
+    weights, _ = fit_item_weights(spec, two, 0, None, lambda _: None)
+    assert np.isfinite(weights.weights).all()
+
+
+def test_the_most_frequent_items_take_part() -> None:
+    whole = acts()
+    few = whole.most_frequent(7)
+    counts = np.bincount(whole.item)
+    assert set(few.items) == set(whole.items[np.argsort(-counts, kind="stable")[:7]])
+    assert np.array_equal(few.matrix().sum(0), whole.matrix()[:, np.isin(whole.items, few.items)].sum(0))
+
+
+def test_the_newest_actions_are_held_out() -> None:
+    of = Interactions.of(
+        hash_strings(["a"] * 12 + ["b"] * 3), hash_strings([f"i{n:02}" for n in (*range(12), 0, 1, 2)]), np.arange(15)
+    )
+    exam = Exam.of(of, seed=0)
+    assert exam.held.shape[0] == 1  # b has too few
+    newest = hash_strings(["i10", "i11"])
+    assert set(of.items[exam.held.indices]) == set(newest)
+    assert exam.learned.sum() == 13
+    assert not exam.known.multiply(exam.held).sum()
+
+
+def test_ndcg_ranks_all_but_the_known_ones() -> None:
+    of = acts(users=1, items=2, pairs=1).matrix()
+    assert of.shape == (1, 1)
+    matrix = Interactions(1, hash_strings(list("abcd")), np.zeros(2, np.int64), np.array([0, 2]))
+    known, held = matrix.matrix(np.array([True, False])), matrix.matrix(np.array([False, True]))
+    scores = np.array([[9.0, 3.0, 2.0, 1.0]], np.float32)
+    assert ndcg_of(scores, known, held) == pytest.approx([1 / np.log2(3)])
+
+
+def test_another_setting_has_to_prove_itself() -> None:
+    rng = np.random.default_rng(0)
+    first = rng.random(200)
+    assert proven({"default": first, "other": first + rng.normal(0.0, 0.5, 200) * 0.01}, "default") == "default"
+    assert proven({"default": first, "better": first + 0.1 + 0.1 * rng.random(200)}, "default") == "better"
+    assert proven({"default": np.array([np.nan]), "other": np.array([np.nan])}, "default") == "default"
+    assert proven({}, "default") == "default"
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.integers(1, 25))
+def test_the_greatest_are_those_of_a_stable_sort(values: list[int], n: int) -> None:
+    sums, rows = np.array(values, np.float32), np.arange(len(values))
+    assert greatest(sums, rows, n).tolist() == sorted(rows, key=lambda row: -values[row])[:n]
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"no zip at all", "cut", "other"], ids=["empty", "text", "cut short", "arrays that do not fit"]
+)
+def test_damaged_weights_are_refused(damage: bytes | str, tmp_path: Path) -> None:
+    weights, _ = fit_item_weights(SPECS[0], acts(), 0, None, lambda _: None)
+    weights.save(tmp_path)
+    path = tmp_path / WEIGHTS
+    if damage == "other":
+        ItemWeights(weights.items[:-1], weights.starts, weights.columns, weights.weights).save(tmp_path)
+    else:
+        path.write_bytes(path.read_bytes()[:500] if damage == "cut" else bytes(damage))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="train again"):
+        ItemWeights.load(tmp_path)
+
+
+class World:
+    """Two tastes in a log, a table that follows it, and a fitted source over both."""
+
+    def __init__(self, spec: HistorySpec, place: Path) -> None:
+        self.project = Project("world", user, film, [watch], ObservedPositives({watch: 1.0}), [history], sources=[spec])
+        self.log, features = MemoryLog(self.project.schemas), self.project.feature_set()
+        self.table = FeatureTable(features)
+        self.log.subscribe(self.table.update)
+        for number in range(40):
+            side = "ab"[number % 2]
+            self.watch(f"u{number}", *(f"{side}{(number + step) % 8}" for step in range(4)))
+        known = everyone(self.log, self.project, self.log.position)
+        positives = observed_positives(self.log, self.project, known, self.log.position)
+        self.lesson = Lesson(self.project, features, self.log, known, positives, self.log.position, 0)
+        self.figures = fit_source(spec, self.lesson, place, None, lambda *_: None)
+        self.catalogue = Catalogue(self.table, "film")
+        seen = [feature.name for feature in seen_features(self.project.labels, user, film)]
+        filters = [NotSeen(self.catalogue, "user", seen)]
+        model = ItemWeights.load(place)
+        self.source = HistorySource(spec.name, model, self.catalogue, "user", history.name, spec.quota, filters)
+
+    def watch(self, who: str, *films: str) -> None:
+        events = [{"kind": "watch", "at": 1_700_000_000_000, "user": who, "film": each} for each in films]
+        assert not self.log.append(events, received=1_700_000_000_000).refusals
+
+    def names(self, who: str | None) -> list[str]:
+        found = self.source.propose(query(who))
+        return [self.catalogue.entities.ids[item] for item in found.items]
+
+
+def query(who: str | None) -> Query:
+    return Query(who, 10, 1_700_000_000_001, "r", Deadline(math.inf))
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: str(spec.name))
+class TestSource:
+    """What holds for every source of this kind."""
+
+    def test_an_event_changes_the_next_answer(self, spec: HistorySpec, tmp_path: Path) -> None:
+        world = World(spec, tmp_path)
+        assert world.names("newcomer") == world.names(None) == []
+        world.watch("newcomer", "a1")
+        first = world.names("newcomer")
+        assert len(first) == 5
+        assert {name[0] for name in first} == {"a"}
+        assert "a1" not in first
+        world.watch("newcomer", first[0])
+        assert first[0] not in world.names("newcomer")
+        world.watch("newcomer", *(f"b{n}" for n in range(7)))
+        assert "b7" in world.names("newcomer")
+
+    def test_what_is_new_or_unknown_is_described_as_missing(self, spec: HistorySpec, tmp_path: Path) -> None:
+        world = World(spec, tmp_path)
+        world.watch("me", "a1", "premiere")
+        items = np.append(world.catalogue.index_of(["a2", "premiere", "b1"]), np.int32(-1))
+        described = world.source.describe(query("me"), Candidates(items)).columns[f"{spec.name}_score"]
+        assert described[0] > described[2]
+        assert np.isnan(described[[1, 3]]).all()
+        nothing = world.source.describe(query("stranger"), Candidates(items)).columns[f"{spec.name}_score"]
+        assert np.isnan(nothing).all()
+
+    def test_training_sees_what_serving_sees(self, spec: HistorySpec, tmp_path: Path) -> None:
+        world = World(spec, tmp_path)
+        world.watch("me", "a1", "b2")
+        items = world.catalogue.index_of(["a2", "b3", "a7"])
+        served = world.source.describe(query("me"), Candidates(items)).columns[f"{spec.name}_score"]
+        rows = 3
+        judged = Judged(
+            np.repeat(hash_strings(["me"]), rows),
+            world.catalogue.hashes_of(items),
+            np.zeros(rows, np.int64),
+            np.full(rows, world.log.position),
+            np.full(rows, 1_700_000_000_001),
+            np.zeros(rows),
+            np.full(rows, np.nan),
+        )
+        said = row_columns(spec, world.lesson, tmp_path, judged)
+        assert np.array_equal(said[f"{spec.name}_score"], served)
