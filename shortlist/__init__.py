@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from shortlist.framing.problems import Problem, ProjectError
     from shortlist.project import Project, load_project
     from shortlist.ranking.specs import BoostedTrees, DeepCross, LambdaMART, LogisticRegression
-    from shortlist.retrieval.specs import CoVisitation, GraphFilter, LinearAutoencoder, Popular, TwoTower
+    from shortlist.retrieval.specs import (
+        CoVisitation,
+        GraphFilter,
+        LinearAutoencoder,
+        MatrixFactorisation,
+        Popular,
+        TwoTower,
+    )
     from shortlist.settings import Settings, load_settings
     from shortlist.slate.specs import DPP, MMR, Boost, Cap, Exclude, Explore, Fairness, Pin
 
@@ -45,6 +52,7 @@ __all__ = [
     "LambdaMART",
     "LinearAutoencoder",
     "LogisticRegression",
+    "MatrixFactorisation",
     "Objective",
     "ObservedPositives",
     "Pin",
@@ -68,7 +76,14 @@ _HOMES = {
     "shortlist.framing.problems": ("Problem", "ProjectError"),
     "shortlist.project": ("Project", "load_project"),
     "shortlist.ranking.specs": ("BoostedTrees", "DeepCross", "LambdaMART", "LogisticRegression"),
-    "shortlist.retrieval.specs": ("CoVisitation", "GraphFilter", "LinearAutoencoder", "Popular", "TwoTower"),
+    "shortlist.retrieval.specs": (
+        "CoVisitation",
+        "GraphFilter",
+        "LinearAutoencoder",
+        "MatrixFactorisation",
+        "Popular",
+        "TwoTower",
+    ),
     "shortlist.settings": ("Settings", "load_settings"),
     "shortlist.slate.specs": ("DPP", "MMR", "Boost", "Cap", "Exclude", "Explore", "Fairness", "Pin"),
 }

@@ -22,7 +22,7 @@ from shortlist.framing.problems import Problem, nearest
 from shortlist.project import Project
 from shortlist.ranking.problems import ranker_problems
 from shortlist.ranking.specs import RankerSpec
-from shortlist.retrieval.specs import HistorySpec, TwoTower
+from shortlist.retrieval.specs import HistorySpec, MatrixFactorisation, TwoTower
 from shortlist.slate.problems import Declared, slate_problems
 
 Unbelieved = Any
@@ -323,7 +323,7 @@ def of_parts(project: Unbelieved) -> Iterator[Problem]:
                 yield Problem(project.place, f"{role} holds {name!r} twice", 'give one another name: name="..."')
             elif isinstance(part, TwoTower):
                 yield from of_two_tower(project, part)
-            elif isinstance(part, HistorySpec):
+            elif isinstance(part, MatrixFactorisation | HistorySpec):
                 yield from of_history(project, part)
             elif isinstance(part, RankerSpec):
                 proxies = project.objective.proxies if isinstance(project.objective, Objective) else {}
@@ -340,7 +340,7 @@ def of_slate(project: Unbelieved) -> Iterator[Problem]:
         yield from slate_problems(project.slate, declared)
 
 
-def of_history(project: Unbelieved, source: TwoTower | HistorySpec) -> Iterator[Problem]:
+def of_history(project: Unbelieved, source: TwoTower | MatrixFactorisation | HistorySpec) -> Iterator[Problem]:
     """A source's history is a list of the user's items."""
     history: Unbelieved = source.history
     user, item = project.user, project.item

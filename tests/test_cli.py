@@ -94,6 +94,7 @@ def test_settings_are_validated_too(fresh: Path, capsys: pytest.CaptureFixture[s
         (["ingest"], "Missing argument"),
         (["recommend", "-k", "0", "ada"], "0"),
         (["recommend"], "name a USER"),
+        (["tune", "--trials", "0"], "0"),
         (["recommend", "--all"], "--out DIR"),
         (["recommend", "ada", "--out", "slates"], "--all"),
         (["recommend", "ada", "--all", "--out", "slates"], "USER"),
@@ -187,6 +188,58 @@ def test_the_report_of_a_release(shelf: Path, capsys: pytest.CaptureFixture[str]
     assert main(["evaluate", "-p", str(shelf), "--json"]) == 0
     document = json.loads(printed(capsys))
     assert document["methods"]["popularity"]["ndcg@10"].keys() == {"value", "low", "high"}
+
+
+def test_the_report_weighs_everything_and_recommends(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted((shelf / "data" / "releases").iterdir())
+    assert main(["report", "-p", str(shelf)]) == 0
+    text = printed(capsys)
+    for said in (
+        "ms per 500",
+        "trained in",
+        "What can be shown of why",
+        "Recommendation",
+        "To retrieve: ",
+        "two tower",
+    ):
+        assert said in text
+    assert main(["report", "-p", str(shelf), "--json"]) == 0
+    document = json.loads(printed(capsys))
+    methods = {method["name"]: method for method in document["methods"]}
+    assert set(methods) == {"popularity", "two_tower", "lambdamart", "logistic_regression", "two_stage"}
+    assert methods["two_tower"]["bytes"] > 0
+    assert {source["source"] for source in document["sources"]} == {"popularity", "two_tower"}
+    assert document["recommendation"]
+    assert sorted((shelf / "data" / "releases").iterdir()) == before  # nothing is published
+
+
+def test_tuning_resumes_and_prints_lines(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["tune", "popular", "lambdamart", "--trials", "2", "-p", str(shelf), "--json"]
+    assert main(command) == 0
+    first = json.loads(printed(capsys))
+    assert [(part["part"], part["trials"]) for part in first["parts"]] == [("popular", 2), ("lambdamart", 2)]
+    assert first["is_finished"]
+    assert main(command) == 0
+    second = json.loads(printed(capsys))
+    assert second["parts"] == first["parts"]
+    assert (shelf / "data" / "tuning.db").is_file()
+    assert main(command[:-1]) == 0
+    done = capsys.readouterr()
+    assert "goes on" in done.err
+    assert "judged by" in done.out
+    assert main(["tune", "lambdamrt", "-p", str(shelf)]) == 1
+    assert "'lambdamrt' cannot be tuned" in capsys.readouterr().err
+
+
+def test_training_by_force_is_recorded(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shortlist.training.evaluation.Evaluation.ndcg", lambda _, method: float(method != "two_stage"))
+    assert main(["train", "--seed", "8", "-p", str(shelf), "--json"]) == 0
+    modest = json.loads(printed(capsys))
+    assert modest["ranker"] == ""
+    assert main(["train", "--seed", "8", "--force", "-p", str(shelf)]) == 0
+    assert "it serves all the same, by force" in capsys.readouterr().err
 
 
 def test_promote_and_roll_back(shelf: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,22 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from shortlist.features.hashing import NOBODY, hash_of
+from shortlist.features.hashing import NOBODY, Hashes, hash_of
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Query
 from shortlist.pipeline.stages import Filter
-from shortlist.retrieval.alignment import Alignment
+from shortlist.retrieval.alignment import Alignment, Model
 from shortlist.retrieval.catalogue import Catalogue, Items
 from shortlist.retrieval.eligibility import eligible
-from shortlist.retrieval.index import Vectors
-from shortlist.retrieval.towers import Towers, attributes_of, context_columns
+from shortlist.retrieval.index import Index, Rows, Vectors
+from shortlist.retrieval.towers import AttributeColumn, Scaling, attributes_of, context_columns
 
 ENOUGH = 0.9
 """The share of the quota that is not worth another, wider search."""
+
+
+class VectorModel(Model, Protocol):
+    """A model that makes a vector of a user, to be searched for in an index of items: `Towers` or `Factors`."""
+
+    @property
+    def history(self) -> str:
+        """The feature that lists the user's items."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The user attributes and context values that it looks at."""
+
+    @property
+    def scalings(self) -> Mapping[str, Scaling]:
+        """Which of them are numbers."""
+
+    @property
+    def index(self) -> Index:
+        """The items' vectors, in the order of its rows."""
+
+    def user_vectors(self, users: Hashes, history: NDArray[Any], columns: Mapping[str, AttributeColumn]) -> Vectors:
+        """Shape (n, dimensions); a zero vector is near nothing."""
+
+    def similarity(self, vector: Vectors, rows: Rows) -> NDArray[np.float64]:
+        """The product of a user's vector and each item's; NaN where it says nothing."""
 
 
 class TowerSource:
@@ -29,7 +56,13 @@ class TowerSource:
     """
 
     def __init__(
-        self, name: str, towers: Towers, catalogue: Catalogue, user: str, quota: int, filters: Sequence[Filter] = ()
+        self,
+        name: str,
+        towers: VectorModel,
+        catalogue: Catalogue,
+        user: str,
+        quota: int,
+        filters: Sequence[Filter] = (),
     ) -> None:
         self.name, self.towers, self.catalogue, self.user, self.quota = name, towers, catalogue, user, quota
         self.filters = tuple(filters)
@@ -51,26 +84,27 @@ class TowerSource:
         table, history = self.catalogue.table, self.towers.history
         read = table.read({self.user: users}, query.now, query.context, [history])
         columns = attributes_of(table.entities[self.user], self._attributes, users)
-        columns |= context_columns(self.towers, self._context, query.context)
+        columns |= context_columns(self.towers.scalings, self._context, query.context)
         vector: Vectors = self.towers.user_vectors(users, read[history], columns)[0]
         return vector
 
     def propose(self, query: Query) -> Candidates:
         """At most `quota` eligible items, nearest first."""
         vector, wanted, enough = self.vector(query), self.quota, ENOUGH * self.quota
-        while True:
+        while vector.any():
             rows, _ = self.towers.index.search(vector, wanted)
             items = self.alignment.items_of(rows)
             found = eligible(self.filters, query, Candidates(items[items >= 0]))
             if len(found) >= enough or wanted >= len(self.towers.index):
                 return found.take(np.arange(min(self.quota, len(found))))
             wanted *= 4
+        return Candidates(np.empty(0, np.int32))
 
     def item_vectors(self, items: Items) -> Vectors:
         """The vector of each item by catalogue index, shape (items, dimensions); zeros for what it does not know."""
         rows = self.alignment.rows_of(items)
-        vectors: Vectors = np.zeros((len(items), self.towers.facts["dimensions"]), np.float32)
-        vectors[rows >= 0] = self.towers.item_vectors[rows[rows >= 0]]
+        vectors: Vectors = np.zeros((len(items), self.towers.index.dimensions), np.float32)
+        vectors[rows >= 0] = self.towers.index.vectors[rows[rows >= 0]]
         return vectors
 
     def describe(self, query: Query, candidates: Candidates) -> Candidates:

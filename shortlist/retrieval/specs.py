@@ -99,9 +99,24 @@ class GraphFilter:
     name: str = "graph_filter"
 
 
+@dataclass(frozen=True)
+class MatrixFactorisation:
+    """Items as vectors, a user as the sum of the history's, and an index of the items nearest to it.
+
+    The singular value decomposition (PureSVD; Cremonesi, Koren, Turrin, RecSys 2010) of the matrix of users and items,
+    normalised on both sides, so that neither prolific users nor popular items rule it. Of up to `dimensions` as many
+    are kept as prove useful on held-out actions. `history` is a feature that lists the user's items.
+    """
+
+    history: Aggregate
+    dimensions: int = 1_024
+    quota: int = 500
+    name: str = "matrix_factorisation"
+
+
 HistorySpec = CoVisitation | LinearAutoencoder | GraphFilter
 """Sources that weigh items by the items of the user's history."""
-SourceSpec = Popular | TwoTower | HistorySpec
+SourceSpec = Popular | TwoTower | MatrixFactorisation | HistorySpec
 
 
 def positive_streams(labels: Labels | ObservedPositives) -> tuple[tuple[Stream, float], ...]:

@@ -210,12 +210,14 @@ def session_of(path: Path) -> Any:
         raise ValueError(f"{path.name} is no model that can be run: {error}") from error
 
 
-def context_columns(towers: Towers, names: Sequence[str], context: Mapping[str, Any]) -> dict[str, AttributeColumn]:
+def context_columns(
+    scalings: Mapping[str, Scaling], names: Sequence[str], context: Mapping[str, Any]
+) -> dict[str, AttributeColumn]:
     """One request's context values as columns of one row; what the request does not say is missing."""
     columns: dict[str, AttributeColumn] = {}
     for name in names:
         value = context.get(name)
-        if name in towers.scalings:
+        if name in scalings:
             columns[name] = np.array([np.nan if value is None else float(value)])
         else:
             values = [] if value is None else [value] if isinstance(value, str) else list(value)

@@ -15,11 +15,19 @@ from shortlist.pipeline.stages import Filter, Hydrator, Merger, QueryHydrator, S
 from shortlist.project import Project
 from shortlist.retrieval.catalogue import Catalogue
 from shortlist.retrieval.eligibility import Available, Excluded, NotSeen
+from shortlist.retrieval.factors import Factors
 from shortlist.retrieval.item_weights import HistorySource, ItemWeights
 from shortlist.retrieval.merge import Interleaved
 from shortlist.retrieval.nearest import TowerSource
 from shortlist.retrieval.popular import PopularSource
-from shortlist.retrieval.specs import HistorySpec, Popular, TwoTower, popularity_features, seen_features
+from shortlist.retrieval.specs import (
+    HistorySpec,
+    MatrixFactorisation,
+    Popular,
+    TwoTower,
+    popularity_features,
+    seen_features,
+)
 from shortlist.retrieval.towers import Towers
 from shortlist.slate.assembly import exclusions
 
@@ -79,6 +87,13 @@ def _(spec: Popular, place: Place) -> SourceStages:
 def _(spec: TwoTower, place: Place) -> SourceStages:
     towers = Towers.load(place.directory / spec.name)
     source = TowerSource(spec.name, towers, place.catalogue, place.project.user.name, spec.quota, place.filters)
+    return SourceStages(source, (source,), (source,))
+
+
+@load_source.register
+def _(spec: MatrixFactorisation, place: Place) -> SourceStages:
+    factors = Factors.load(place.directory / spec.name)
+    source = TowerSource(spec.name, factors, place.catalogue, place.project.user.name, spec.quota, place.filters)
     return SourceStages(source, (source,), (source,))
 
 

@@ -56,13 +56,14 @@ def product(matrix: Any, dense: Matrix) -> Matrix:
 class Graph:
     """R' (`forth`), its transpose (`back`), the square root of each item's degree, and the smoothest directions.
 
-    `directions`, shape (items, rank), are the right singular vectors of R' with the greatest singular values.
+    `directions`, shape (items, rank), are the right singular vectors of R' with the greatest singular values, `values`.
     """
 
     forth: Any
     back: Any
     root: Matrix
     directions: Matrix
+    values: Matrix
 
     @classmethod
     def of(cls, matrix: Any, rank: int = 0, seed: int = 0) -> Graph:
@@ -72,7 +73,7 @@ class Graph:
         halves = sparse.diags(1 / np.sqrt(np.maximum(by_user, 1))), sparse.diags(1 / root)
         forth = sparse.csr_matrix(halves[0] @ matrix @ halves[1], dtype=np.float32)
         back = sparse.csr_matrix(forth.T)
-        return cls(forth, back, root, smoothest(forth, back, min(rank, min(forth.shape) - 1), seed))
+        return cls(forth, back, root, *smoothest(forth, back, min(rank, min(forth.shape) - 1), seed))
 
     def spread(self, signals: Matrix) -> Matrix:
         """P times signals, shape (items, w)."""
@@ -125,16 +126,16 @@ def total(terms: list[Matrix], sharpness: float) -> Matrix:
     return found
 
 
-def smoothest(forth: Any, back: Any, rank: int, seed: int) -> Matrix:
-    """The first right singular vectors of a CSR matrix, shape (columns, rank), by randomised subspace iteration.
+def smoothest(forth: Any, back: Any, rank: int, seed: int) -> tuple[Matrix, Matrix]:
+    """The first right singular vectors of a CSR matrix, shape (columns, rank), and their values, (rank,).
 
-    Halko, Martinsson, Tropp: Finding structure with randomness, 2011, algorithm 4.4.
+    By randomised subspace iteration: Halko, Martinsson, Tropp, Finding structure with randomness, 2011, algorithm 4.4.
     """
     if rank <= 0:
-        return np.zeros((forth.shape[1], 0), np.float32)
+        return np.zeros((forth.shape[1], 0), np.float32), np.zeros(0, np.float32)
     width = min(rank + SPARE, *forth.shape)
     basis = np.random.default_rng(seed).standard_normal((forth.shape[1], width), np.float32)
     for _ in range(ROUNDS):
         basis = np.linalg.qr(product(back, product(forth, basis)))[0]
-    _, _, right = np.linalg.svd(product(forth, basis), full_matrices=False)
-    return np.ascontiguousarray((basis @ right.T)[:, :rank], np.float32)
+    _, values, right = np.linalg.svd(product(forth, basis), full_matrices=False)
+    return np.ascontiguousarray((basis @ right.T)[:, :rank], np.float32), values[:rank].astype(np.float32)

@@ -16,10 +16,13 @@ from shortlist.features.program import FeatureSet
 from shortlist.features.replay import replay
 from shortlist.pipeline.candidates import Column
 from shortlist.project import Project
+from shortlist.retrieval.factors import Factors
 from shortlist.retrieval.item_weights import ItemWeights, distinct
-from shortlist.retrieval.specs import HistorySpec, Popular, TwoTower
+from shortlist.retrieval.nearest import VectorModel
+from shortlist.retrieval.specs import HistorySpec, MatrixFactorisation, Popular, TwoTower
 from shortlist.retrieval.towers import Towers, attributes_of
 from shortlist.training.backtest import Progress
+from shortlist.training.factors import fit_factors
 from shortlist.training.item_weights import Interactions, fit_item_weights
 from shortlist.training.rankers import NothingToLearnError
 from shortlist.training.requests import Positives
@@ -99,11 +102,28 @@ def _(spec: TwoTower, lesson: Lesson, directory: Path, earlier: Figures | None, 
 
 @fit_source.register
 def _(spec: HistorySpec, lesson: Lesson, directory: Path, earlier: Figures | None, progress: Progress) -> Figures:
-    positives, known = lesson.positives, lesson.known
-    acts = Interactions.of(known.users.hashes[positives.user], known.items.hashes[positives.item], positives.position)
-    weights, figures = fit_item_weights(spec, acts, lesson.seed, earlier, partial(progress, f"fit {spec.name}"))
+    weights, figures = fit_item_weights(
+        spec, interactions(lesson), lesson.seed, earlier, partial(progress, f"fit {spec.name}")
+    )
     weights.save(directory)
     return figures
+
+
+@fit_source.register
+def _(
+    spec: MatrixFactorisation, lesson: Lesson, directory: Path, earlier: Figures | None, progress: Progress
+) -> Figures:
+    factors, figures = fit_factors(
+        spec, interactions(lesson), lesson.seed, earlier, partial(progress, f"fit {spec.name}")
+    )
+    factors.save(directory)
+    return figures
+
+
+def interactions(lesson: Lesson) -> Interactions:
+    """Who acted on what in the lesson."""
+    found, known = lesson.positives, lesson.known
+    return Interactions.of(known.users.hashes[found.user], known.items.hashes[found.item], found.position)
 
 
 def examples_of(spec: TwoTower, lesson: Lesson) -> TowerExamples:
@@ -143,15 +163,17 @@ def _(spec: HistorySpec, lesson: Lesson, directory: Path, rows: Judged) -> Mappi
 
 
 @row_columns.register
-def _(spec: TwoTower, lesson: Lesson, directory: Path, rows: Judged) -> Mapping[str, Column]:
-    towers, user = Towers.load(directory), lesson.project.user.name
+def _(spec: TwoTower | MatrixFactorisation, lesson: Lesson, directory: Path, rows: Judged) -> Mapping[str, Column]:
+    model: VectorModel = Towers.load(directory) if isinstance(spec, TwoTower) else Factors.load(directory)
+    user = lesson.project.user.name
     _, first, request = np.unique(rows.request, return_index=True, return_inverse=True)
     users, position, now = rows.user[first], rows.position[first], rows.now[first]
     read = replay(lesson.log, lesson.features, Rows({user: users}, position, now))
-    columns = attributes_of(lesson.known.users, towers.columns, users, position)
-    vectors = towers.user_vectors(users, read[towers.history], columns)
-    items, scores = towers.rows_of(rows.item), np.full(len(rows), np.nan)
+    columns = attributes_of(lesson.known.users, model.columns, users, position)
+    vectors = model.user_vectors(users, read[model.history], columns)
+    says = np.asarray(vectors.any(axis=1))
+    items, scores = model.rows_of(rows.item), np.full(len(rows), np.nan)
     for start in range(0, len(rows), BLOCK):
-        part = start + np.flatnonzero(items[start : start + BLOCK] >= 0)
-        scores[part] = np.einsum("nd,nd->n", vectors[request[part]], towers.item_vectors[items[part]])
+        part = start + np.flatnonzero((items[start : start + BLOCK] >= 0) & says[request[start : start + BLOCK]])
+        scores[part] = np.einsum("nd,nd->n", vectors[request[part]], model.index.vectors[items[part]])
     return {f"{spec.name}_score": scores}

@@ -1,4 +1,4 @@
-"""Item-item weights: each fitted as its paper says, and a source whose next answer follows the history."""
+"""Sources made of the user's history: each fitted as its paper says, its next answer follows the next event."""
 
 from __future__ import annotations
 
@@ -22,8 +22,19 @@ from shortlist.pipeline.query import Deadline, Query
 from shortlist.project import Project
 from shortlist.retrieval.catalogue import Catalogue
 from shortlist.retrieval.eligibility import NotSeen
-from shortlist.retrieval.item_weights import WEIGHTS, HistorySource, ItemWeights, greatest
-from shortlist.retrieval.specs import CoVisitation, GraphFilter, HistorySpec, LinearAutoencoder, seen_features
+from shortlist.retrieval.factors import Factors
+from shortlist.retrieval.item_weights import WEIGHTS, ItemWeights, greatest
+from shortlist.retrieval.specs import (
+    CoVisitation,
+    GraphFilter,
+    HistorySpec,
+    LinearAutoencoder,
+    MatrixFactorisation,
+    SourceSpec,
+    seen_features,
+)
+from shortlist.training.assembly import Place, load_source
+from shortlist.training.factors import fit_factors, halves
 from shortlist.training.graph import Graph
 from shortlist.training.item_weights import Exam, Interactions, autoencoder, fit_item_weights, ndcg_of, proven
 from shortlist.training.rankers import NothingToLearnError
@@ -38,6 +49,7 @@ SPECS: list[HistorySpec] = [
     LinearAutoencoder(history, quota=5),
     GraphFilter(history, rank=3, quota=5),
 ]
+FACTORS = MatrixFactorisation(history, quota=5)
 Dense = NDArray[np.float64]
 
 
@@ -109,6 +121,34 @@ def test_the_graph_filter_is_its_polynomial() -> None:
     assert np.allclose(by_grid, acts().matrix()[:4].toarray() @ expected, atol=2e-4)
 
 
+def test_factors_are_the_truncated_decomposition() -> None:
+    matrix = acts().matrix()
+    _, values, right = np.linalg.svd(normalised(acts()), full_matrices=False)
+    root = np.sqrt(matrix.toarray().sum(0))
+    expected = (matrix.toarray() / root) @ (right[:5].T * values[:5]) @ right[:5] * root
+    spoken, wanted = halves(matrix, 5, 0)
+    assert np.allclose(matrix @ spoken @ wanted.T, expected, atol=2e-2 * np.abs(expected).max())
+    factors, figures = fit_factors(MatrixFactorisation(history, dimensions=5), acts(), 0, None, lambda _: None)
+    assert figures["dimensions"] == factors.spoken.shape[1] == factors.index.dimensions == 5
+    vector = factors.user_vectors(hash_strings(["x"]), acts().items[None, [3, 3, 7]].view(np.int64), {})[0]
+    together = spoken[3] + spoken[7]
+    assert np.allclose(vector, together / np.linalg.norm(together), atol=1e-5)
+    assert np.allclose(factors.similarity(vector, np.array([2], np.int32)), vector @ wanted[2], atol=1e-5)
+
+
+def test_damaged_factors_are_refused(tmp_path: Path) -> None:
+    fit_factors(FACTORS, acts(), 0, None, lambda _: None)[0].save(tmp_path)
+    whole = (tmp_path / "factors.npz").read_bytes()
+    for damage in (b"", b"text", whole[: len(whole) // 2]):
+        (tmp_path / "factors.npz").write_bytes(damage)
+        with pytest.raises(ValueError, match="train again"):
+            Factors.load(tmp_path)
+    (tmp_path / "factors.npz").write_bytes(whole)
+    fit_factors(FACTORS, acts(items=20), 0, None, lambda _: None)[0].index.save(tmp_path / "index")
+    with pytest.raises(ValueError, match="do not fit together"):
+        Factors.load(tmp_path)
+
+
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: str(spec.name))
 def test_weights_speak_for_items_of_the_same_taste(spec: HistorySpec, tmp_path: Path) -> None:
     weights, figures = fit_item_weights(spec, acts(), 0, None, lambda _: None)
@@ -133,6 +173,8 @@ def test_where_nobody_acted_twice_there_is_nothing_to_learn(spec: HistorySpec) -
     ):
         with pytest.raises(NothingToLearnError, match="two items"):
             fit_item_weights(spec, of, 0, None, lambda _: None)
+        with pytest.raises(NothingToLearnError, match="two items"):
+            fit_factors(FACTORS, of, 0, None, lambda _: None)
     two = Interactions.of(hash_strings(["a", "a"]), hash_strings(["x", "y"]), np.arange(2))
     weights, _ = fit_item_weights(spec, two, 0, None, lambda _: None)
     assert np.isfinite(weights.weights).all()
@@ -200,7 +242,7 @@ def test_damaged_weights_are_refused(damage: bytes | str, tmp_path: Path) -> Non
 class World:
     """Two tastes in a log, a table that follows it, and a fitted source over both."""
 
-    def __init__(self, spec: HistorySpec, place: Path) -> None:
+    def __init__(self, spec: SourceSpec, place: Path) -> None:
         self.project = Project("world", user, film, [watch], ObservedPositives({watch: 1.0}), [history], sources=[spec])
         self.log, features = MemoryLog(self.project.schemas), self.project.feature_set()
         self.table = FeatureTable(features)
@@ -211,12 +253,12 @@ class World:
         known = everyone(self.log, self.project, self.log.position)
         positives = observed_positives(self.log, self.project, known, self.log.position)
         self.lesson = Lesson(self.project, features, self.log, known, positives, self.log.position, 0)
-        self.figures = fit_source(spec, self.lesson, place, None, lambda *_: None)
+        self.figures = fit_source(spec, self.lesson, place / spec.name, None, lambda *_: None)
         self.catalogue = Catalogue(self.table, "film")
         seen = [feature.name for feature in seen_features(self.project.labels, user, film)]
-        filters = [NotSeen(self.catalogue, "user", seen)]
-        model = ItemWeights.load(place)
-        self.source = HistorySource(spec.name, model, self.catalogue, "user", history.name, spec.quota, filters)
+        filters = (NotSeen(self.catalogue, "user", seen),)
+        stages = load_source(spec, Place(self.project, self.table, self.catalogue, filters, place))
+        self.source, (self.hydrator,) = stages.source, stages.hydrators
 
     def watch(self, who: str, *films: str) -> None:
         events = [{"kind": "watch", "at": 1_700_000_000_000, "user": who, "film": each} for each in films]
@@ -231,11 +273,11 @@ def query(who: str | None) -> Query:
     return Query(who, 10, 1_700_000_000_001, "r", Deadline(math.inf))
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: str(spec.name))
+@pytest.mark.parametrize("spec", [*SPECS, FACTORS], ids=lambda spec: str(spec.name))
 class TestSource:
     """What holds for every source of this kind."""
 
-    def test_an_event_changes_the_next_answer(self, spec: HistorySpec, tmp_path: Path) -> None:
+    def test_an_event_changes_the_next_answer(self, spec: SourceSpec, tmp_path: Path) -> None:
         world = World(spec, tmp_path)
         assert world.names("newcomer") == world.names(None) == []
         world.watch("newcomer", "a1")
@@ -248,21 +290,21 @@ class TestSource:
         world.watch("newcomer", *(f"b{n}" for n in range(7)))
         assert "b7" in world.names("newcomer")
 
-    def test_what_is_new_or_unknown_is_described_as_missing(self, spec: HistorySpec, tmp_path: Path) -> None:
+    def test_what_is_new_or_unknown_is_described_as_missing(self, spec: SourceSpec, tmp_path: Path) -> None:
         world = World(spec, tmp_path)
         world.watch("me", "a1", "premiere")
         items = np.append(world.catalogue.index_of(["a2", "premiere", "b1"]), np.int32(-1))
-        described = world.source.describe(query("me"), Candidates(items)).columns[f"{spec.name}_score"]
+        described = world.hydrator.describe(query("me"), Candidates(items)).columns[f"{spec.name}_score"]
         assert described[0] > described[2]
         assert np.isnan(described[[1, 3]]).all()
-        nothing = world.source.describe(query("stranger"), Candidates(items)).columns[f"{spec.name}_score"]
+        nothing = world.hydrator.describe(query("stranger"), Candidates(items)).columns[f"{spec.name}_score"]
         assert np.isnan(nothing).all()
 
-    def test_training_sees_what_serving_sees(self, spec: HistorySpec, tmp_path: Path) -> None:
+    def test_training_sees_what_serving_sees(self, spec: SourceSpec, tmp_path: Path) -> None:
         world = World(spec, tmp_path)
         world.watch("me", "a1", "b2")
         items = world.catalogue.index_of(["a2", "b3", "a7"])
-        served = world.source.describe(query("me"), Candidates(items)).columns[f"{spec.name}_score"]
+        served = world.hydrator.describe(query("me"), Candidates(items)).columns[f"{spec.name}_score"]
         rows = 3
         judged = Judged(
             np.repeat(hash_strings(["me"]), rows),
@@ -273,5 +315,5 @@ class TestSource:
             np.zeros(rows),
             np.full(rows, np.nan),
         )
-        said = row_columns(spec, world.lesson, tmp_path, judged)
-        assert np.array_equal(said[f"{spec.name}_score"], served)
+        said = row_columns(spec, world.lesson, tmp_path / spec.name, judged)
+        assert said[f"{spec.name}_score"] == pytest.approx(served, abs=1e-6)

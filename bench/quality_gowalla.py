@@ -1,0 +1,228 @@
+"""Retrieval quality on Gowalla (or any folder of its format): every source alone, and their merge.
+
+Protocol of LightGCN: all items are ranked but those of the user's train list; Recall@20 and NDCG@20, averaged over test
+users. What has to be chosen is chosen on held-out parts of train; test is looked at once, at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from shortlist.events.schema import Entity
+from shortlist.features.definitions import EventType
+from shortlist.retrieval.factors import Factors
+from shortlist.retrieval.item_weights import ItemWeights
+from shortlist.retrieval.specs import CoVisitation, GraphFilter, HistorySpec, LinearAutoencoder, MatrixFactorisation
+from shortlist.training.factors import fit_factors
+from shortlist.training.item_weights import Interactions, fit_item_weights
+
+K, BLOCK = 20, 512
+DATA = Path(os.environ.get("SHORTLIST_DATA", "../shared/data")) / "gowalla"
+HELD_OUT, CHOOSING = 0.1, 3_000
+"""The share of each user's train items by which the merge is chosen, and the users that choose."""
+SHARES = (0.0, 0.25, 0.5, 1.0, 2.0)
+
+visit = EventType("visit", Entity("user"), Entity("place"))
+history = visit.by(visit.keys[0]).last("place", 1_000)
+SPECS: list[MatrixFactorisation | HistorySpec] = [
+    CoVisitation(history),
+    LinearAutoencoder(history),
+    MatrixFactorisation(history),
+    GraphFilter(history),
+]
+Scores = Callable[[Any], NDArray[np.float32]]
+"""Of histories, a CSR matrix (users, items), to scores of the same shape."""
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Where the data is."""
+    parser.add_argument("--data", type=Path, default=DATA, help=f"folder with train.txt and test.txt [{DATA}]")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Users and items by number."""
+
+    user: NDArray[np.int64]
+    item: NDArray[np.int64]
+
+    def take(self, part: NDArray[Any]) -> Pairs:
+        """Some of them."""
+        return Pairs(self.user[part], self.item[part])
+
+    def matrix(self, shape: tuple[int, int]) -> Any:
+        """Ones, CSR, shape (users, items)."""
+        return sparse.csr_matrix((np.ones(len(self.user), np.float32), (self.user, self.item)), shape)
+
+
+def read(path: Path) -> Pairs:
+    """Lines of `user item item ...`. Raises SystemExit with what is missing."""
+    if not path.exists():
+        raise SystemExit(f"{path} is missing; give the folder with --data, or set SHORTLIST_DATA")
+    rows = [np.array(line.split(), np.int64) for line in path.read_text().splitlines()]
+    users = np.repeat([row[0] for row in rows if len(row)], [len(row) - 1 for row in rows if len(row)])
+    return Pairs(users, np.concatenate([row[1:] for row in rows if len(row)]))
+
+
+def fit(spec: Any, train: Pairs, items: int, seed: int = 0) -> tuple[Scores, Mapping[str, Any]]:
+    """A source's scores; items stand as hashes, counted from 1. Pairs are in no order, so one is drawn."""
+    order = np.random.default_rng(seed).permutation(len(train.user))
+    user, item = (column.astype(np.uint64) + np.uint64(1) for column in (train.user, train.item))
+    acts = Interactions.of(user, item, order)
+    if isinstance(spec, MatrixFactorisation):
+        factors, figures = fit_factors(spec, acts, seed, None, lambda _: None)
+        return of_factors(factors, items), figures
+    weights, figures = fit_item_weights(spec, acts, seed, None, lambda _: None)
+    return of_weights(weights, items), figures
+
+
+def of_weights(weights: ItemWeights, items: int) -> Scores:
+    """The sums that `ItemWeights.sums` makes, of many histories at once."""
+    known = (weights.items - np.uint64(1)).astype(np.int64)
+    matrix = sparse.csr_matrix((weights.weights, weights.columns, weights.starts), (len(known), len(known)))
+
+    def scores(histories: Any) -> NDArray[np.float32]:
+        found = np.zeros((histories.shape[0], items), np.float32)
+        found[:, known] = (histories[:, known] @ matrix).toarray()
+        return found
+
+    return scores
+
+
+def of_factors(factors: Factors, items: int) -> Scores:
+    """The products of `Factors.user_vectors` with every item, of many histories at once."""
+    known = (factors.items - np.uint64(1)).astype(np.int64)
+
+    def scores(histories: Any) -> NDArray[np.float32]:
+        vectors = np.asarray(histories[:, known] @ factors.spoken)
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        found = np.zeros((histories.shape[0], items), np.float32)
+        found[:, known] = vectors @ factors.index.vectors.T
+        return found
+
+    return scores
+
+
+def popularity(train: Pairs, items: int) -> Scores:
+    """The same for everyone."""
+    counts = np.bincount(train.item, minlength=items).astype(np.float32)
+    return lambda histories: np.repeat(counts[None, :], histories.shape[0], axis=0)
+
+
+def merged(parts: Mapping[str, Scores], shares: Mapping[str, float]) -> Scores:
+    """Every source's scores in units of the user's best, in shares."""
+
+    def scores(histories: Any) -> NDArray[np.float32]:
+        total = np.zeros(histories.shape, np.float32)
+        for name, share in shares.items():
+            if share:
+                total += share * scaled(parts[name](histories))
+        return total
+
+    return scores
+
+
+def scaled(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scores whose best is 1 for every user."""
+    top = scores.max(axis=1, keepdims=True)
+    return np.asarray(scores / np.where(top > 0, top, np.float32(1)), np.float32)
+
+
+def measure(scores: Scores, train: Any, test: Any, users: NDArray[np.int64]) -> tuple[float, float]:
+    """Recall@20 and NDCG@20 over the users."""
+    recall, ndcg = [], []
+    for start in range(0, len(users), BLOCK):
+        block = users[start : start + BLOCK]
+        found = judge(scores(train[block]).copy(), train[block], test[block])
+        recall.append(found[0])
+        ndcg.append(found[1])
+    return float(np.concatenate(recall).mean()), float(np.concatenate(ndcg).mean())
+
+
+def judge(scores: NDArray[np.float32], known: Any, relevant: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Recall@20 and NDCG@20 of each user."""
+    scores[known.nonzero()] = -np.inf
+    top = np.argpartition(-scores, K, axis=1)[:, :K]
+    top = np.take_along_axis(top, np.argsort(-np.take_along_axis(scores, top, 1), axis=1, kind="stable"), 1)
+    hits = np.take_along_axis(relevant.toarray(), top, 1)
+    count = np.diff(relevant.indptr)
+    discounts = 1 / np.log2(np.arange(2, K + 2))
+    ideal = np.cumsum(discounts)[np.minimum(count, K) - 1]
+    return hits.sum(axis=1) / count, hits @ discounts / ideal
+
+
+def choose(parts: Mapping[str, Scores], known: Any, held: Any, users: NDArray[np.int64]) -> dict[str, float]:
+    """The shares with the best NDCG@20 on what was held out, one source after the other, best one first."""
+    alone = {name: measure(scores, known, held, users)[1] for name, scores in parts.items()}
+    names = sorted(parts, key=lambda name: -alone[name])
+    blocks = [users[start : start + BLOCK] for start in range(0, len(users), BLOCK)]
+    held_scores = [{name: scaled(parts[name](known[block])) for name in names} for block in blocks]
+
+    def quality(shares: Mapping[str, float]) -> float:
+        found = []
+        for block, scores in zip(blocks, held_scores, strict=True):
+            total = sum(np.float32(share) * scores[name] for name, share in shares.items())
+            found.append(judge(np.asarray(total, np.float32), known[block], held[block])[1])
+        return float(np.concatenate(found).mean())
+
+    shares = {name: float(name == names[0]) for name in names}
+    for _, name in itertools.product(range(2), names[1:]):
+        shares[name] = max(SHARES, key=lambda share: quality({**shares, name: share}))
+    print(f"  held out: { ({name: round(value, 4) for name, value in alone.items()}) }; shares {shares}", flush=True)
+    return shares
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Choose on train, fit on train, measure on test."""
+    train, test = (read(arguments.data / f"{name}.txt") for name in ("train", "test"))
+    shape = int(max(train.user.max(), test.user.max())) + 1, int(max(train.item.max(), test.item.max())) + 1
+    rng = np.random.default_rng(0)
+    held = rng.random(len(train.user)) < HELD_OUT
+    known, relevant = train.take(~held).matrix(shape), train.take(held).matrix(shape)
+    able = np.flatnonzero((np.diff(relevant.indptr) > 0) & (np.diff(known.indptr) > 0))
+    asked = np.flatnonzero(np.diff(test.matrix(shape).indptr))
+    if arguments.quick:
+        asked = np.sort(rng.permutation(asked)[:2_000])
+    choosing = np.sort(rng.permutation(able)[:CHOOSING])
+    parts = {}
+    for spec in SPECS if not arguments.quick else SPECS[:2]:
+        parts[spec.name], _ = fit(spec, train.take(~held), shape[1])
+        print(f"  {spec.name} fitted on nine tenths of train", flush=True)
+    shares = choose(parts, known, relevant, choosing)
+    whole, judged = train.matrix(shape), test.matrix(shape)
+    fitted: dict[str, Scores] = {}
+    figures: dict[str, dict[str, Any]] = {}
+    fitted["popular"] = popularity(train, shape[1])
+    figures["popular"] = {"fit_s": 0.0}
+    for spec in SPECS if not arguments.quick else SPECS[:2]:
+        begun = time.perf_counter()
+        fitted[spec.name], chosen = fit(spec, train, shape[1])
+        seconds = round(time.perf_counter() - begun, 1)
+        plain = {name: value for name, value in chosen.items() if isinstance(value, float | int | str)}
+        figures[spec.name] = {"fit_s": seconds, **plain}
+    fitted["merged"] = merged(fitted, shares)
+    figures["merged"] = {"fit_s": sum(held["fit_s"] for held in figures.values()), "shares": shares}
+    for name, scores in fitted.items():
+        recall, ndcg = measure(scores, whole, judged, asked)
+        figures[name] = {"recall_20": round(recall, 4), "ndcg_20": round(ndcg, 4), **figures[name]}
+        print(f"  {name:22} {recall:.4f} {ndcg:.4f}   {figures[name]}", flush=True)
+    best = max((name for name in figures if name != "merged"), key=lambda name: figures[name]["ndcg_20"])
+    return {
+        "recall_20": figures[best]["recall_20"],
+        "ndcg_20": figures[best]["ndcg_20"],
+        "source": best,
+        "merged": {name: figures["merged"][name] for name in ("recall_20", "ndcg_20")},
+        "users": len(asked),
+        "sources": figures,
+    }
