@@ -29,14 +29,15 @@ class Turn:
         return self.champion == self.release.version
 
 
-def learn(project: Project, settings: Settings, seed: int, report: Report) -> Turn:
+def learn(project: Project, settings: Settings, seed: int, report: Report, force: bool = False) -> Turn:
     """Train on the log as it is now, measure on its last part, and publish.
 
+    What is worse than popularity is published only where it is `force`d; else the release serves popular items.
     The very first release becomes the champion whatever the checks say, because there is nothing better to serve.
     """
     log = SqliteLog(settings.place("log"), project.schemas, read_only=True)
     registry = Registry(settings.place("releases"), project.objective.guardrails)
-    release = train(project, log, registry, seed, report)
+    release = train(project, log, registry, seed, report, force)
     failed = tuple(registry.failed_checks(release.manifest))
     pointer = registry.pointer()
     if pointer.champion is None:

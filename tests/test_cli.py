@@ -232,13 +232,13 @@ def test_tuning_resumes_and_prints_lines(shelf: Path, capsys: pytest.CaptureFixt
 
 
 def test_training_by_force_is_recorded(
-    shelf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("shortlist.training.evaluation.Evaluation.ndcg", lambda _, method: float(method != "two_stage"))
-    assert main(["train", "--seed", "8", "-p", str(shelf), "--json"]) == 0
+    assert main(["train", "-p", str(fresh), "--json"]) == 0
     modest = json.loads(printed(capsys))
     assert modest["ranker"] == ""
-    assert main(["train", "--seed", "8", "--force", "-p", str(shelf)]) == 0
+    assert main(["train", "--force", "-p", str(fresh)]) == 0
     assert "it serves all the same, by force" in capsys.readouterr().err
 
 

@@ -11,7 +11,7 @@ import sys
 import click
 
 from shortlist import __version__
-from shortlist.cli import answering, data, learning, starting
+from shortlist.cli import answering, comparing, data, learning, starting
 from shortlist.cli.console import is_ours, say_problems
 from shortlist.framing.problems import ProjectError
 
@@ -33,7 +33,7 @@ def commands() -> None:
     """
 
 
-for command in (*starting.COMMANDS, *data.COMMANDS, *learning.COMMANDS, *answering.COMMANDS):
+for command in (*starting.COMMANDS, *data.COMMANDS, *learning.COMMANDS, *comparing.COMMANDS, *answering.COMMANDS):
     commands.add_command(command)
 
 

@@ -22,17 +22,19 @@ REASON = click.option("--reason", default="by hand", show_default=True, help="Ke
 @click.command()
 @takes_project
 @SEED
+@click.option("--force", is_flag=True, help="Publish what was trained though popularity is better; it is recorded.")
 @takes_json
-def train(path: Path, seed: int, as_json: bool) -> int:
+def train(path: Path, seed: int, force: bool, as_json: bool) -> int:
     """Learn from the log, measure on its last fifth, publish.
 
-    The first release serves at once; a later one when it is promoted.
+    The first release serves at once; a later one when it is promoted. Where what was trained is worse than popularity,
+    the release serves popular items and says so.
     """
     workplace = open_workplace(path)
     from shortlist.loop import learn
 
     with progress(quiet=as_json) as report:
-        turned = learn(workplace.project, workplace.settings, seed, report)
+        turned = learn(workplace.project, workplace.settings, seed, report, force)
     return finish(turned, as_json)
 
 

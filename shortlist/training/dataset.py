@@ -93,9 +93,9 @@ class RankerRows:
     unclosed: int
 
 
-def survey(project: Project, log: EventLog, seed: int, progress: Progress) -> Ground:
-    """Look through the log once. Raises TrainingError where there is nothing in it."""
-    stop = log.position
+def survey(project: Project, log: EventLog, seed: int, progress: Progress, position: int | None = None) -> Ground:
+    """Look through the log once, up to its end or `position`. Raises TrainingError where there is nothing in it."""
+    stop = log.position if position is None else position
     if stop == 0:
         raise TrainingError(
             f"the log of project {project.name!r} is empty; put events into it first: `shortlist ingest FILE`"
