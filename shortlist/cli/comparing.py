@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,8 @@ from shortlist.report import plain, with_interval
 from shortlist.terminal import print_table, progress
 
 if TYPE_CHECKING:
-    from shortlist.training.tradeoffs import Method, TradeOffs
+    from shortlist.training.metrics import Interval
+    from shortlist.training.tradeoffs import Contribution, Method, TradeOffs
     from shortlist.training.tuning import Tuned
 
 UNITS = ("B", "kB", "MB", "GB")
@@ -52,21 +54,15 @@ def report(path: Path, seed: int, as_json: bool) -> int:
 def show(weighed: TradeOffs) -> None:
     """The table, what each source brings, and what can be shown of why."""
     click.echo(f"{weighed.users:,} users, {weighed.requests:,} held-out requests; 95 % intervals by user\n")
-    columns = ("method", "NDCG@10", "Recall@10", "R@100", "R@500", "ms per 500", "size", "trained in")
-    print_table(columns, map(row, weighed.methods))
+    print_table(("method", "NDCG@10", "Recall@10", "ms per 500", "size", "trained in"), map(row, weighed.methods))
     click.echo()
+    parts = {part.source: part for part in weighed.contributions}
     rows = [
-        (
-            part.source.replace("_", " "),
-            f"{part.found:.1%}",
-            f"{part.alone:.1%}",
-            plain(part.without["recall@100"].value),
-            plain(part.without["recall@500"].value),
-            "yes" if part.is_useful else "nothing",
-        )
-        for part in weighed.contributions
+        (method.name.replace("_", " "), *depths(method.quality), *brought(parts.get(method.name)))
+        for method in weighed.methods
+        if method.role != "ranker"
     ]
-    print_table(("source", "found", "only it", "R@100 without", "R@500 without", "adds"), rows)
+    print_table(("retrieval", "R@100", "R@500", "only it", "R@100 without", "R@500 without", "adds"), rows)
     click.echo("\nWhat can be shown of why")
     for method in weighed.methods:
         if method.reason is not None:
@@ -77,11 +73,22 @@ def row(method: Method) -> tuple[str, ...]:
     """A method's line; a dash where it has no such figure."""
     quality = method.quality
     slate = [with_interval(quality[name].to_dict()) if name in quality else "-" for name in ("ndcg@10", "recall@10")]
-    depths = [
-        plain(quality[name].to_dict()["value"]) if name in quality else "-" for name in ("recall@100", "recall@500")
-    ]
     taken = f"{method.latency_ms:.2f}" if math.isfinite(method.latency_ms) else "-"
-    return (method.name.replace("_", " "), *slate, *depths, taken, size(method.bytes), f"{method.seconds:.1f} s")
+    return (method.name.replace("_", " "), *slate, taken, size(method.bytes), f"{method.seconds:.1f} s")
+
+
+def depths(quality: Mapping[str, Interval]) -> tuple[str, ...]:
+    """How much of what was wanted is retrieved, by depth."""
+    return tuple(
+        plain(quality[name].to_dict()["value"]) if name in quality else "-" for name in ("recall@100", "recall@500")
+    )
+
+
+def brought(part: Contribution | None) -> tuple[str, ...]:
+    """What a source brings; dashes for the whole."""
+    if part is None:
+        return ("-",) * 4
+    return (f"{part.alone:.1%}", *depths(part.without), "yes" if part.is_useful else "nothing")
 
 
 def explained(method: Method) -> str:

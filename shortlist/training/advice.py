@@ -32,7 +32,10 @@ def recommendations(weighed: TradeOffs, deadline_ms: float) -> list[str]:
     if rankers:
         said.append(f"To rank: {preference(weighed, RANKING, rankers)}")
     said += two_stages(weighed)
-    said += [contribution(part) for part in weighed.contributions if not part.is_useful]
+    useless = [part for part in weighed.contributions if not part.is_useful]
+    said += map(contribution, useless)
+    if len(useless) > 1:
+        said.append("Drop one source at a time: what none of them finds alone, several may find.")
     said += latency(weighed, deadline_ms)
     return said
 
@@ -73,7 +76,7 @@ def preference(weighed: TradeOffs, metric: str, methods: Sequence[Method]) -> st
         )
     simpler = [method for method in methods if effort(method) < effort(best)]
     if not simpler:
-        return f"{spoken(best)}, with {title} {best.value(metric):.3f}; nothing else is easier to debug."
+        return f"{spoken(best)}: no other has better {title} ({best.value(metric):.3f}), and none is easier to debug."
     other = max(simpler, key=lambda method: method.value(metric))
     return (
         f"{spoken(best)} for better {title} ({best.value(metric):.3f} against {other.value(metric):.3f}, difference "
