@@ -148,6 +148,8 @@ def test_diversity_knows_what_is_pinned_and_keeps_to_caps(kind: type[MMR | DPP])
     rules: list[RuleSpec] = [Pin(items=("f4",)), kind("towers", 0.4), Cap("creator", 1)]
     assert Shelf(rules, films(rows), vectors).slate([5.0, 4.8, 4.7, 4.6, 0.0], 3) == [4, 1, 0 if kind is MMR else 3]
     assert Shelf(rules[:2], films(rows), vectors).slate([5.0, 4.8, 4.7, 4.6, 0.0], 3) == [4, 1, 2]
+    behind_the_window: list[RuleSpec] = [rules[0], kind("towers", 0.4, among=4)]
+    assert Shelf(behind_the_window, films(rows), vectors).slate([5.0, 4.8, 4.7, 4.4, 0.0], 3) == [4, 1, 2]
 
 
 def test_a_release_without_the_vectors_serves_by_relevance_and_says_so(caplog: pytest.LogCaptureFixture) -> None:

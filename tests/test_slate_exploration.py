@@ -123,7 +123,7 @@ def test_places_that_the_pool_does_not_suffice_for_are_filled_as_without() -> No
 
 
 def test_two_draws_never_exceed_a_cap_together() -> None:
-    rows = [{"creator": "a"}, *({"creator": "bc"[number % 2]} for number in range(10))]
+    rows = [{"creator": "a"}, *({"creator": "bbcc"[number % 4]} for number in range(10))]
     shelf = Shelf([Cap("creator", 1), Explore(2)], films(rows))
     slates = [shelf.slate([9.0, *[1.0] * 10], 3, request=f"r{number}") for number in range(200)]
     assert {tuple(sorted(rows[one]["creator"] for one in slate)) for slate in slates} == {("a", "b", "c")}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from shortlist.pipeline.candidates import NOTHING, Candidates
 from shortlist.slate.assembly import exclusions
 from shortlist.slate.constraints import exposures
-from shortlist.slate.specs import Boost, Cap, Exclude, Explore, Fairness, Pin, RuleSpec, names_of
+from shortlist.slate.specs import MMR, Boost, Cap, Exclude, Explore, Fairness, Pin, RuleSpec, names_of
 from shortlist.slate.targets import Pinned, WithPinned
 from tests.slate_world import NOW, Shelf, ask, films
 
@@ -136,6 +136,11 @@ def test_fairness_moves_no_more_than_it_must() -> None:
     rows = [{"creator": "x" if number in (20, 21, 22, 23, 24) else "y"} for number in range(30)]
     shelf = Shelf([Fairness("creator", {"x": 0.3})], films(rows))
     assert shelf.slate(falling(30), 10) == [0, 1, 20, 2, 3, 21, 4, 22, 5, 23]
+    one = Shelf([Fairness("creator", {"c": 0.5})], films(BY)).decide(falling(7), 4, explain=True)
+    assert one.order[:4].tolist() == [6, 0, 1, 2]
+    short = one.account["fairness_creator"].pop("short")
+    assert one.account == {"fairness_creator": {"moved": 1, "waived": 0}}
+    assert short == {"c": pytest.approx(0.5 - 1.0 / exposures(4).sum())}
     already = Shelf([Fairness("creator", {"y": 0.9})], films(rows))
     assert already.slate(falling(30), 10) == list(range(10))
 
@@ -295,6 +300,9 @@ def test_own_items_follow_every_rule_but_are_never_drawn() -> None:
         decision = Shelf(rules, films(BY)).decide([5.0, 4.0, 3.0, 2.5, 1.0], 5, items=own, request=str(request))
         assert [own[one] for one in decision.order] == ["new", "odd", "f0", "f4", "f1"]
         assert decision.propensities.tolist() == [1.0] * 5
+        few = Shelf(rules, films(BY)).decide([5.0, 4.0, 3.0, 2.5, 1.0], 3, items=own, request=str(request))
+        assert [own[one] for one in few.order[:3]] == ["new", "odd", "f0"]
+        assert few.propensities.tolist() == [1.0] * 3
 
 
 def test_of_very_many_own_items_the_first_thousand_places_follow_rules() -> None:
@@ -309,6 +317,8 @@ def test_what_an_earlier_round_found_stays_more_relevant() -> None:
     columns = {"score": np.array([9.0, 1.0, 2.0, 8.0]), "round": np.array([1.0, nan, nan, 1.0])}
     candidates = Candidates(np.array([4, 1, 2, 0], np.int32), columns)
     assert shelf.stages.selector.arrange(ask(4), candidates).tolist() == [2, 1, 0, 3]
+    diverse = Shelf([MMR("genres", 0.9)], films(BY)).stages.selector
+    assert diverse.arrange(ask(4), candidates).tolist() == [2, 1, 0, 3]
 
 
 def test_every_rule_has_a_name_of_its_own() -> None:

@@ -126,5 +126,6 @@ def test_an_explanation_says_what_each_rule_did(client: httpx.Client) -> None:
     assert set(explanation["filters"]) == {"available", "excluded", "not_seen", "exclude_year", "exclude_items"}
     assert explanation["filters"]["exclude_items"]["dropped"] == 0  # its time is over
     assert explanation["sources"]["pinned"]["first"] == ["film-199", "film-3"]
+    assert all("pinned_rank" not in item["columns"] for item in explanation["items"])  # it is beside the merged list
     ranked = ask(client, "/rank", items=["film-0", "film-30", "film-5"], k=2, explain=True)["explanation"]["slate"]
     assert ranked["explore"] == {"places": [], "among": 0}

@@ -65,7 +65,7 @@ class Overlap:
         """The similarity of each item to the one in `row`."""
         own = self.values.of(row)
         shared = np.bincount(self.values.owners[np.isin(self.values.words, own)], minlength=self.values.count)
-        similar = shared / np.maximum(self.sizes + len(own) - shared, 1)
+        similar: Column = shared / np.maximum(self.sizes + len(own) - shared, 1)
         similar[row] = 1.0
         return similar
 

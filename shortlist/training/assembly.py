@@ -139,7 +139,7 @@ def load_retrieval(
         raise KeyError(f"the release has the sources {missing}, which project {project.name!r} does not declare")
     catalogue = Catalogue(table, project.item.name)
     seen = [feature.name for feature in seen_features(project.labels, project.user, project.item)]
-    filters = (
+    filters: tuple[Filter, ...] = (
         Available(catalogue),
         Excluded(catalogue),
         NotSeen(catalogue, project.user.name, seen),
