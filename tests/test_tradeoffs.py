@@ -79,6 +79,8 @@ def test_a_source_that_repeats_another_adds_nothing(weighed: TradeOffs) -> None:
     assert parts["popularity"].overlap["popular_again"] == pytest.approx(again.found / parts["popularity"].found)
     said = recommendations(weighed, 100.0)
     assert any(sentence.startswith("Popular again adds nothing") for sentence in said)
+    useful = [part.source for part in weighed.contributions if part.is_useful]
+    assert all(any(f"{name.replace('_', ' ').capitalize()} adds to" in one for one in said) for name in useful)
 
 
 def test_what_one_source_alone_finds_is_lost_without_it(log: MemoryLog) -> None:
@@ -140,14 +142,18 @@ def around(mean: float, noise: float, users: int = 200, seed: int = 0) -> list[f
 def test_better_recall_is_recommended_and_what_is_easier_to_debug_named() -> None:
     weighed = table({"popularity": around(0.2, 0.1), "two_tower": around(0.3, 0.1, seed=1)}, {})
     said = recommendations(weighed, 100.0)[0]
-    assert said.startswith("To retrieve: two tower for better Recall@100 (0.300 against 0.200, difference +0.100, 95 %")
+    assert said.startswith(
+        "To retrieve with one source: two tower for better Recall@100 (0.300 against 0.200, difference +0.100, 95 %"
+    )
     assert "popularity would be easier to debug: it shows how popularity works" in said
 
 
 def test_a_difference_that_may_be_chance_is_not_claimed() -> None:
     weighed = table({"popularity": around(0.2, 0.1), "two_tower": around(0.205, 0.1, seed=1)}, {})
     said = recommendations(weighed, 100.0)[0]
-    assert said.startswith("To retrieve: popularity. Two tower has Recall@100 0.205 against 0.200, but that may be")
+    assert said.startswith(
+        "To retrieve with one source: popularity. Two tower has Recall@100 0.205 against 0.200, but that may be"
+    )
     assert "better" not in said
 
 

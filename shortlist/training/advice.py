@@ -19,7 +19,7 @@ TITLES = {RETRIEVAL: "Recall@100", RANKING: "NDCG@10"}
 
 
 def recommendations(weighed: TradeOffs, deadline_ms: float) -> list[str]:
-    """Which source, which ranker, whether two stages are worth it, what adds nothing, and whether it is in time."""
+    """Which source, which ranker, whether two stages are worth it, what each source adds, and whether it is in time."""
     sources = measured(weighed, RETRIEVAL, "source")
     if not weighed.requests or not sources:
         return [
@@ -27,14 +27,13 @@ def recommendations(weighed: TradeOffs, deadline_ms: float) -> list[str]:
         ]
     if weighed.users < FEWEST:
         return [f"Only {weighed.users} users have held-out positives: too few to compare methods. Collect more events."]
-    said = [f"To retrieve: {preference(weighed, RETRIEVAL, sources)}"]
+    said = [f"To retrieve with one source: {preference(weighed, RETRIEVAL, sources)}"]
     rankers = measured(weighed, RANKING, "ranker")
     if rankers:
         said.append(f"To rank: {preference(weighed, RANKING, rankers)}")
     said += two_stages(weighed)
-    useless = [part for part in weighed.contributions if not part.is_useful]
-    said += map(contribution, useless)
-    if len(useless) > 1:
+    said += map(contribution, weighed.contributions)
+    if sum(not part.is_useful for part in weighed.contributions) > 1:
         said.append("Drop one source at a time: what none of them finds alone, several may find.")
     said += latency(weighed, deadline_ms)
     return said
@@ -102,11 +101,12 @@ def two_stages(weighed: TradeOffs) -> Iterator[str]:
 
 
 def contribution(part: Contribution) -> str:
-    """What is said of a source without which nothing is lost."""
-    depth, gain = list(part.adds.items())[-1]
+    """What a source adds to the merged list: at the depth where it adds most for certain, or nothing."""
+    depth, gain = max(part.adds.items(), key=lambda item: item[1].low)
+    adds = "adds to the others" if part.is_useful else "adds nothing that can be told from chance"
     return (
-        f"{spoken_name(part.source).capitalize()} adds nothing that can be told from chance: it alone found "
-        f"{part.alone:.1%} of the held-out positives, and {depth} of the merged list gains {told(gain)} by it."
+        f"{spoken_name(part.source).capitalize()} {adds}: it alone found {part.alone:.1%} of the held-out positives, "
+        f"and {depth} of the merged list gains {told(gain)} by it."
     )
 
 
