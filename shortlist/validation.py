@@ -335,7 +335,7 @@ def of_slate(project: Unbelieved) -> Iterator[Problem]:
     """Rules about attributes of the item and sources that are declared."""
     if isinstance(project.item, Entity):
         names = [part_name(part) for part in project.sources]
-        with_vectors = [part_name(part) for part in project.sources if isinstance(part, TwoTower)]
+        with_vectors = [part_name(part) for part in project.sources if hasattr(part, "dimensions")]
         declared = Declared(project.item.attributes, names, with_vectors, project.place)
         yield from slate_problems(project.slate, declared)
 

@@ -27,6 +27,7 @@ from shortlist.retrieval.catalogue import Catalogue
 from shortlist.serving.impressions import UNLOGGED
 from shortlist.serving.running import Running
 from shortlist.settings import load_settings
+from shortlist.slate.diversity import Embedding
 from shortlist.slate.specs import MMR, Cap, Exclude, Pin
 from shortlist.starter import make
 from shortlist.training.backtest import LiveColumns
@@ -99,7 +100,7 @@ def stages_of(pipelines: Iterable[Pipeline]) -> dict[str, list[Any]]:
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     folder = tmp_path_factory.mktemp("projects") / "shelf"
     make(folder)
-    rules = [MMR("genres"), Cap("author", 2), Pin(items=["emma"], at=3), Exclude(where=("year", "<", 1700))]
+    rules = [MMR("two_tower"), Cap("author", 2), Pin(items=["emma"], at=3), Exclude(where=("year", "<", 1700))]
     project, settings = replace(load_project(folder), slate=rules), replace(load_settings(folder, {}), port=0)
     assert learn(project, settings, 0, lambda step, share: None).promoted  # noqa: ARG005
     with Running(project, settings) as running:
@@ -193,6 +194,19 @@ def test_a_scorer_gives_each_candidate_its_own_score(house: House, user: str | N
         assert scores.shape == described.items.shape
         turned = described.take(np.arange(house.items)[::-1])
         assert np.array_equal(scorer.score(query, turned), scores[::-1])
+
+
+def test_a_source_with_vectors_has_one_for_each_item_that_it_knows(house: House) -> None:
+    query, items = house.query("ada"), np.array([3, -1, 0, 3], np.int32)
+    found = [source for source in house.stages["propose"] if isinstance(source, Embedding)]
+    assert [source.name for source in found] == ["two_tower"]
+    for source in found:
+        vectors = source.item_vectors(items)
+        assert vectors.dtype == np.float32
+        assert not vectors[1].any()
+        assert np.array_equal(vectors[0], vectors[3])
+        scores = source.describe(query, Candidates(items)).columns[f"{source.name}_score"]  # type: ignore[attr-defined]
+        assert vectors[[0, 2]] @ query.known[f"{source.name}_vector"] == pytest.approx(scores[[0, 2]], rel=1e-5)
 
 
 def test_a_merger_loses_nothing_twice_and_invents_nothing(house: House) -> None:
