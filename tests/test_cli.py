@@ -199,7 +199,7 @@ def test_the_report_weighs_everything_and_recommends(shelf: Path, capsys: pytest
         "trained in",
         "What can be shown of why",
         "Recommendation",
-        "To retrieve: ",
+        "To retrieve with one source: ",
         "two tower",
     ):
         assert said in text
