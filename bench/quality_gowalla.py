@@ -75,15 +75,20 @@ def read(path: Path) -> Pairs:
     return Pairs(users, np.concatenate([row[1:] for row in rows if len(row)]))
 
 
-def fit(spec: Any, train: Pairs, items: int, seed: int = 0) -> tuple[Scores, Mapping[str, Any]]:
-    """A source's scores; items stand as hashes, counted from 1. Pairs are in no order, so one is drawn."""
+def fit(
+    spec: Any, train: Pairs, items: int, earlier: Mapping[str, Any] | None = None, seed: int = 0
+) -> tuple[Scores, Mapping[str, Any]]:
+    """A source's scores, and its figures; `earlier` are those of a part of train, whose choices stand.
+
+    Items stand as hashes, counted from 1. Pairs are in no order, so one is drawn.
+    """
     order = np.random.default_rng(seed).permutation(len(train.user))
     user, item = (column.astype(np.uint64) + np.uint64(1) for column in (train.user, train.item))
     acts = Interactions.of(user, item, order)
     if isinstance(spec, MatrixFactorisation):
-        factors, figures = fit_factors(spec, acts, seed, None, lambda _: None)
+        factors, figures = fit_factors(spec, acts, seed, earlier, lambda _: None)
         return of_factors(factors, items), figures
-    weights, figures = fit_item_weights(spec, acts, seed, None, lambda _: None)
+    weights, figures = fit_item_weights(spec, acts, seed, earlier, lambda _: None)
     return of_weights(weights, items), figures
 
 
@@ -195,10 +200,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.quick:
         asked = np.sort(rng.permutation(asked)[:2_000])
     choosing = np.sort(rng.permutation(able)[:CHOOSING])
-    parts = {}
+    parts, chosen = {}, {}
     for spec in SPECS if not arguments.quick else SPECS[:2]:
-        parts[spec.name], _ = fit(spec, train.take(~held), shape[1])
-        print(f"  {spec.name} fitted on nine tenths of train", flush=True)
+        parts[spec.name], chosen[spec.name] = fit(spec, train.take(~held), shape[1])
+        print(f"  {spec.name} fitted on nine tenths of train: {chosen[spec.name]}", flush=True)
     shares = choose(parts, known, relevant, choosing)
     whole, judged = train.matrix(shape), test.matrix(shape)
     fitted: dict[str, Scores] = {}
@@ -207,9 +212,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     figures["popular"] = {"fit_s": 0.0}
     for spec in SPECS if not arguments.quick else SPECS[:2]:
         begun = time.perf_counter()
-        fitted[spec.name], chosen = fit(spec, train, shape[1])
+        fitted[spec.name], found = fit(spec, train, shape[1], chosen[spec.name])
         seconds = round(time.perf_counter() - begun, 1)
-        plain = {name: value for name, value in chosen.items() if isinstance(value, float | int | str)}
+        plain = {name: value for name, value in found.items() if isinstance(value, float | int | str)}
         figures[spec.name] = {"fit_s": seconds, **plain}
     fitted["merged"] = merged(fitted, shares)
     figures["merged"] = {"fit_s": sum(held["fit_s"] for held in figures.values()), "shares": shares}

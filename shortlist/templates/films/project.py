@@ -12,6 +12,7 @@ from shortlist import (
     EventType,
     Guardrail,
     LambdaMART,
+    LinearAutoencoder,
     LogisticRegression,
     Objective,
     ObservedPositives,
@@ -34,6 +35,7 @@ tag = EventType("tag", user, film, text=str)
 # replayed as of each moment of the past by the very same code.
 loved = watch.where("stars", ">=", 4.0)
 history = watch.by(user).last("film", 50)
+loved_films = loved.by(user).last("film", 500).named("loved_films")
 
 film_love = ratio(loved.by(film).count(), watch.by(film).count(), prior=20).named("film_love")
 film_stars = watch.by(film).mean("stars").named("film_stars")
@@ -60,6 +62,7 @@ features = [
     watch.by(user).time_since(),
     user_stars,
     history,
+    loved_films,
     # the film: how popular, how hot, how good
     watch.by(film).count(),
     watch.by(film).count("30d"),
@@ -98,6 +101,7 @@ project = Project(
     constraints=Constraints(deadline_ms=100),
     sources=[
         Popular(),
+        LinearAutoencoder(loved_films, most_items=3_000),  # the films that two people or more loved
         TwoTower(
             history,
             user_attributes=("gender", "age", "occupation"),
