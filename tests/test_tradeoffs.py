@@ -18,13 +18,13 @@ from shortlist.pipeline.query import Deadline, Query
 from shortlist.ranking.linear import Linear, Term
 from shortlist.ranking.scoring import RankerStage
 from shortlist.ranking.specs import LambdaMART, LogisticRegression
-from shortlist.retrieval.specs import Popular
+from shortlist.retrieval.specs import CoVisitation, Popular
 from shortlist.training.advice import recommendations
 from shortlist.training.metrics import Floats, Interval, Relevant
-from shortlist.training.reasons import COUNTS, OPAQUE, PATHS, Reason, adds_up, attribution, reason
+from shortlist.training.reasons import COUNTS, OPAQUE, PATHS, WEIGHTS, Reason, adds_up, attribution, reason
 from shortlist.training.tradeoffs import Contribution, Method, TradeOffs, found_in, median_ms, trade_offs
 from shortlist.training.train import train
-from tests.test_training_train import TOWERS, log_of, project, taste_events
+from tests.test_training_train import TOWERS, history, log_of, project, taste_events
 
 NOWHERE = Interval(0.0, 0.0, 0.0)
 NAN = Interval(math.nan, math.nan, math.nan)
@@ -208,6 +208,8 @@ def test_of_an_unknown_kind_its_own_words_are_shown() -> None:
     assert reason(Guess()) == Reason("What each column adds: nothing, of course", OPAQUE)
     assert reason(LogisticRegression()).words.startswith("The linear baseline")
     assert reason(Popular()).effort == COUNTS
+    assert reason(CoVisitation(history)).effort == WEIGHTS
+    assert reason(TOWERS).effort == OPAQUE
     assert reason(LambdaMART()).effort == OPAQUE  # a spec of a ranker has no reason of its own: its scorer has
 
 
