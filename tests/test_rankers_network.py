@@ -18,7 +18,7 @@ from shortlist.framing.objective import Objective
 from shortlist.project import Project
 from shortlist.ranking.network import Network
 from shortlist.ranking.scoring import load_scorer
-from shortlist.ranking.specs import DeepCross
+from shortlist.ranking.specs import BoostedTrees, DeepCross, LambdaMART, LogisticRegression, RankerSpec
 from shortlist.retrieval.specs import Popular
 from shortlist.training.calibration import calibration_error
 from shortlist.training.rankers import FittedRanker, NothingToLearnError, RankingData, fit_ranker
@@ -41,14 +41,15 @@ def shown(seed: int, requests: int = 300) -> RankingData:
     rng = np.random.default_rng(seed)
     columns = rng.normal(size=(3, requests, SLATE))
     order = np.argsort(-(columns[1] + 0.5 * rng.normal(size=(requests, SLATE))), axis=1)
-    rank = (np.argsort(order, axis=1) + 1.0).ravel()
+    rank = np.argsort(order, axis=1).ravel().astype(np.float64) + 1
     taste, _, bait = matrix = columns.reshape(3, -1)
     click = rng.random(len(rank)) < sigmoid(1.5 * taste + bait - 1) / rank
     hide = click & (rng.random(len(rank)) < sigmoid(2 * bait - 1))
     like = np.zeros(len(rank), np.bool_)
     actions = {"click": click, "hide": hide, "like": like}
     blend = {"click": 1.0, "hide": -3.0, "like": 5.0}
-    return RankingData(matrix, NAMES, click * 1.0, np.repeat(np.arange(requests), SLATE), rank, actions, blend)
+    gain, group = click.astype(np.float64), np.repeat(np.arange(requests), SLATE)
+    return RankingData(matrix, NAMES, gain, group, rank, actions, blend)
 
 
 def fitted(
@@ -70,16 +71,29 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> tuple[FittedRanker, Net
     return fitted(shown(1), shown(2, 150), tmp_path_factory.mktemp("network"))
 
 
-def test_whoever_knows_the_place_orders_better(network: tuple[FittedRanker, Network], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "spec",
+    [
+        LogisticRegression(),
+        BoostedTrees("pointwise", trees=50),
+        BoostedTrees("pairwise", trees=50),
+        LambdaMART(trees=50),
+        DeepCross(epochs=8),
+    ],
+    ids=lambda spec: spec.name,
+)
+def test_whoever_knows_the_place_orders_better(spec: RankerSpec, tmp_path: Path) -> None:
     """The policy put at the top what it liked; without the place that looks like a reason to click."""
-    _, blind = fitted(replace(shown(1), rank=None), replace(shown(2, 150), rank=None), tmp_path)
-    test = shown(4)
+    test, found = shown(4), []
     truth = 1.5 * test.matrix[0] + test.matrix[2]
-    clicks = [scorer.probabilities(test.matrix, NAMES)["click"] for scorer in (network[1], blind)]
-    informed, uninformed = (alike(chance, truth) for chance in clicks)
-    assert informed > 0.95
-    assert informed > uninformed + 0.03
-    assert abs(alike(clicks[0], test.matrix[1])) < 0.15 < alike(clicks[1], test.matrix[1])
+    for known in (True, False):
+        rows = [replace(data, rank=data.rank if known else None, actions={}) for data in (shown(1), shown(2, 150))]
+        fit_ranker(spec, rows[0], rows[1], tmp_path / str(known), seed=3)
+        scores = load_scorer(tmp_path / str(known)).score(test.matrix, test.names)
+        found.append((alike(scores, truth), alike(scores, test.matrix[1])))
+    (informed, policy), (uninformed, mistaken) = found
+    assert informed > uninformed + 0.02
+    assert abs(policy) < 0.25 < mistaken
 
 
 def test_what_is_hidden_is_pushed_down(network: tuple[FittedRanker, Network], tmp_path: Path) -> None:
@@ -106,7 +120,7 @@ def test_probabilities_come_true_where_training_saw_other_rates(tmp_path: Path) 
     def plain(seed: int) -> RankingData:
         rows = shown(seed, 600)
         click = np.random.default_rng(seed).random(len(rows.gain)) < sigmoid(1.5 * rows.matrix[0] - 2)
-        return RankingData(rows.matrix, NAMES, click * 1.0, rows.group)
+        return RankingData(rows.matrix, NAMES, click.astype(np.float64), rows.group)
 
     kept = (plain(1).gain > 0) | (np.random.default_rng(0).random(6000) < 0.25)
     made, scorer = fitted(plain(1).take(kept), plain(2), tmp_path, epochs=4)
@@ -222,10 +236,12 @@ def test_a_project_trains_a_head_for_what_its_objective_weighs(tmp_path: Path) -
     assert [(head.action, head.weight) for head in scorer.heads] == [("click", 1.0), ("hide", -2.0)]
     figures = release.manifest.details["rankers"]["deep_cross"]["figures"]
     assert figures["hide.held_out_log_loss"] < 0.5
-    names = scorer.names
-    assert len(names) == 2
-    liked, hated = np.eye(2)
-    values = np.stack([liked, hated])  # first a genre of which the user clicks all, then one that is always hidden
+    shares = ("user_click_share_film_genre", "user_hide_share_film_genre")
+    # first a genre that the user always clicks, then one that is always hidden; all else is as usual
+    means = {each.column: np.expm1(each.mean) if each.logarithm else each.mean for each in scorer.columns}
+    usual = [np.full(2, mean) for name, mean in means.items() if name not in shares]
+    names = (*shares, *(name for name in scorer.names if name not in shares))
+    values = np.stack([[0.9, 0.05], [0.05, 0.9], *usual])
     chance = scorer.probabilities(values, names)
     assert chance["click"][0] > chance["click"][1]
     assert chance["hide"][0] < chance["hide"][1]

@@ -32,7 +32,7 @@ def model(layers: int = 2, hidden: Sequence[int] = (8, 4), seed: int = 0) -> Dee
     made = DeepCrossNetwork(WIDTH, (0.2, 0.05), layers, hidden, generator)
     with torch.no_grad():
         for weight in made.parameters():
-            weight += 0.3 * torch.randn(weight.shape, generator=generator)
+            weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
         made.places[0] = 0.0
     return made
 
@@ -79,7 +79,7 @@ def test_the_place_of_an_item_changes_nothing_at_serving(tmp_path: Path) -> None
     made = model()
     score = written(tmp_path, made).score(matrix(), NAMES)
     with torch.no_grad():
-        made.places += 5.0
+        made.places.add_(5.0)
     assert written(tmp_path / "moved", made).score(matrix(), NAMES).tolist() == score.tolist()
 
 

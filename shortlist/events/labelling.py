@@ -126,8 +126,9 @@ def gather(
         closed_by = max(closed_by, int(batch.received.max()))
     user, item, request = (pa.chunked_array(found, pa.string()).combine_chunks() for found in texts)
     types = (np.int64, np.int64, np.float64, np.int16, np.float64)
-    held = [np.concatenate([np.empty(0, kept), *found]) for kept, found in zip(types, numbers, strict=True)]
-    return Events(user, item, request, *held, closed_by)
+    held = (np.concatenate([np.empty(0, kept), *found]) for kept, found in zip(types, numbers, strict=True))
+    position, at, gains_, kind, ranks = held
+    return Events(user, item, request, position, at, gains_, kind, ranks, closed_by)
 
 
 def kinds_of(batch: Batch, kinds: Sequence[str]) -> NDArray[np.int16]:

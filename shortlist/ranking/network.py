@@ -70,10 +70,11 @@ class Inputs:
     def of(self, chosen: Matrix) -> NDArray[np.float32]:
         """[rows, inputs] of `chosen` [columns, rows]."""
         values = standardised(chosen, self._logarithm, self._mean, self._scale)
-        made = np.empty((chosen.shape[1], len(self.owner)), np.float32)
-        made[:, : len(values)] = np.clip(np.nan_to_num(values, nan=0.0), -FAR, FAR).T
-        made[:, len(values) :] = np.isnan(values[self._gaps]).T
-        return made
+        missing = np.isnan(values)
+        np.clip(values, -FAR, FAR, out=values)
+        np.copyto(values, 0.0, where=missing)
+        parts = values.astype(np.float32), missing[self._gaps].astype(np.float32)
+        return np.ascontiguousarray(np.concatenate(parts).T)
 
 
 class Network:
@@ -88,6 +89,11 @@ class Network:
         self._weight, self._slope, self._intercept = (
             np.array([getattr(head, name) for head in heads]) for name in ("weight", "slope", "intercept")
         )
+
+    @property
+    def columns(self) -> tuple[Input, ...]:
+        """How each column becomes an input."""
+        return self._inputs.columns
 
     def score(self, matrix: Matrix, names: Sequence[str]) -> Floats:
         """The blend of each row of `matrix` [features, rows], whose features are named by `names`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from shortlist.ranking.scoring import TREES
 from shortlist.ranking.specs import BoostedTrees
-from shortlist.training.rankers import Fit, NothingToLearnError, Progress, RankingData
+from shortlist.training.rankers import Fit, NothingToLearnError, Progress, RankingData, place_log_odds
 
 if TYPE_CHECKING:
     import lightgbm
@@ -47,6 +48,11 @@ def fit_trees(
     progress: Progress,
 ) -> Fit:
     """Grow the trees and write them as LightGBM's text."""
+    if spec.objective == "pointwise" and (data.gain > 0).all():
+        raise NothingToLearnError(
+            f"all {len(data.gain)} training rows were acted on, so single rows say nothing; "
+            'log impressions of items that were not acted on, or learn pairs: BoostedTrees("pairwise")'
+        )
     # Read when libgomp starts: threads that wait must sleep. Spinning ones took 41 s on a busy machine for 3 s of work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import lightgbm  # takes a second, and only trees need it
@@ -79,16 +85,33 @@ def fit_trees(
         )
 
     train = dataset(data)
+    base = log_odds(data) if spec.objective == "pointwise" else 0.0
+    if data.placed:  # the trees begin where the place has said what it knows, and need not say it again
+        train.set_init_score(base + place_log_odds(data, seed))
     held_out = [] if validation is None else [dataset(validation, train)]
     callbacks: list[Callable[..., None]] = [lambda now: progress(now.iteration + 1, spec.trees)]
     if held_out:
         callbacks.append(lightgbm.early_stopping(PATIENCE, verbose=False))
     booster = lightgbm.train(parameters, train, spec.trees, valid_sets=held_out, callbacks=callbacks)
+    if data.placed and base:
+        raise_first_tree(booster, base)
     (directory / TREES).write_text(booster.model_to_string(), encoding="utf-8")  # up to the best tree
     figures = {"trees": float(booster.num_trees())}
     if held_out:
         figures["held_out_ndcg@10"] = float(booster.best_score["valid_0"]["ndcg@10"])
     return Fit("trees", figures)
+
+
+def log_odds(data: RankingData) -> float:
+    """The log-odds of an action on any row."""
+    rate = float((data.gain > 0).mean())
+    return math.log(rate / (1 - rate))
+
+
+def raise_first_tree(booster: lightgbm.Booster, by: float) -> None:
+    """Put the score that training began with into the model, as LightGBM does where it chose that score itself."""
+    for leaf in range(booster.dump_model(num_iteration=1)["tree_info"][0]["num_leaves"]):
+        booster.set_leaf_output(0, leaf, booster.get_leaf_output(0, leaf) + by)
 
 
 @dataclass(frozen=True)
@@ -117,11 +140,11 @@ class RankNet:
     def __call__(
         self,
         scores: NDArray[np.float64],
-        train: lightgbm.Dataset,  # noqa: ARG002
+        train: lightgbm.Dataset | None,  # noqa: ARG002
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The gradient and the curvature at each row's score, as LightGBM asks for them."""
         wrong = 1.0 / (1.0 + np.exp(np.clip(scores[self.better] - scores[self.worse], -500, 500)))
         curvature, rows = wrong * (1.0 - wrong), len(scores)
-        pull = [np.bincount(side, wrong, rows) for side in (self.worse, self.better)]
-        bend = [np.bincount(side, curvature, rows) for side in (self.worse, self.better)]
-        return pull[0] - pull[1], bend[0] + bend[1]
+        gradient = np.bincount(self.worse, wrong, rows) - np.bincount(self.better, wrong, rows)
+        bend = np.bincount(self.worse, curvature, rows) + np.bincount(self.better, curvature, rows)
+        return np.asarray(gradient, np.float64), np.asarray(bend, np.float64)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +33,7 @@ BATCHES, LEAST_BATCH, MOST_BATCH = 100, 64, 1_024
 """Batches of an epoch, where that makes them neither smaller nor larger than this."""
 PATIENCE = 3
 WEIGHT_DECAY = 0.01
-PLACES_RATE = 0.01
+PLACES_RATE = 0.03
 """Learning rate of the places: each is one number, seen in many rows, and has to come from nothing."""
 MOST_HELD_OUT = 200_000
 """Held-out rows to stop and to calibrate by, the newest."""
@@ -83,14 +85,15 @@ def fit_network(
     Raises NothingToLearnError where no action that is worth anything tells one row from another.
     """
     heads, dropped = learnable(data)
+    validation = validation and newest(validation, MOST_HELD_OUT)
     shape = Shape.of(data.matrix)
     columns = zip(data.names, shape.logarithm, shape.mean[:, 0], shape.scale[:, 0], shape.gaps, strict=True)
     inputs = [Input(name, bool(log), float(mean), float(scale), bool(gap)) for name, log, mean, scale, gap in columns]
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to give the same sums every time
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with deterministic():
+    with deterministic(), one_thread():
         learned = Examples.of(data, Inputs(inputs), heads, device)
-        held_out = validation and Examples.of(newest(validation, MOST_HELD_OUT), Inputs(inputs), heads, device)
+        held_out = Examples.of(validation, Inputs(inputs), heads, device) if validation else None
         generator = torch.Generator().manual_seed(seed)
         rates = learned.happened.double().mean(dim=0).tolist()
         model = DeepCrossNetwork(learned.inputs.shape[1], rates, spec.layers, spec.hidden, generator).to(device)
@@ -98,12 +101,11 @@ def fit_network(
         model.centre(learned.places)
         figures, sigmoids = {"epochs": float(epochs)}, [Sigmoid()] * len(heads)
         if validation and held_out:
-            logits, group = logits_of(model, held_out), newest(validation, MOST_HELD_OUT).group
-            sigmoids = []
+            logits, sigmoids = logits_of(model, held_out), []
             for number, head in enumerate(heads):
                 happened = held_out.happened[:, number].cpu().numpy() > 0
                 sigmoids.append(calibrate(logits[:, number], happened))
-                found = calibration_figures(logits[:, number], happened, group)
+                found = calibration_figures(logits[:, number], happened, validation.group)
                 figures |= {f"{head}.held_out_{name}": value for name, value in found.items()}
     if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
         raise NothingToLearnError(f"the training of {spec.name} diverged; lower its learning_rate")
@@ -113,6 +115,17 @@ def fit_network(
         directory, inputs, [Head(head, weights[head], *sigmoid) for head, sigmoid in zip(heads, sigmoids, strict=True)]
     )
     return Fit("network", figures, dropped)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Have torch compute on one thread: batches are so small that several wait for each other, at 20 times the cost."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def learnable(data: RankingData) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -126,7 +139,7 @@ def learnable(data: RankingData) -> tuple[tuple[str, ...], dict[str, str]]:
         found = ", ".join(f"{name} (worth {weights[name]:g}) happened {count} times" for name, count in counts.items())
         raise NothingToLearnError(
             f"no action that is worth anything tells one of the {rows} training rows from another: {found}; give "
-            " the objective's proxies weights for what users do, or log more of it"
+            "the objective's proxies weights for what users do, or log more of it"
         )
     return heads, dropped
 
@@ -145,20 +158,16 @@ def fit(
     progress: Progress,
 ) -> int:
     """Learn; keep the weights of the epoch with the least held-out log loss. Returns that epoch's number."""
-    optimiser = torch.optim.AdamW(
-        [
-            {"params": [weight for name, weight in model.named_parameters() if name != "places"]},
-            {"params": [model.places], "lr": PLACES_RATE, "weight_decay": 0.0},
-        ],
-        lr=spec.learning_rate,
-        weight_decay=WEIGHT_DECAY,
-        fused=True,
-    )
+    parameters: list[dict[str, Any]] = [
+        {"params": [weight for name, weight in model.named_parameters() if name != "places"]},
+        {"params": [model.places], "lr": PLACES_RATE, "weight_decay": 0.0},
+    ]
+    optimiser = torch.optim.AdamW(parameters, lr=spec.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
     batch = min(MOST_BATCH, max(LEAST_BATCH, len(learned) // BATCHES))
     best: tuple[float, int, dict[str, Tensor]] = (math.inf, spec.epochs, {})
     for epoch in range(1, spec.epochs + 1):
         shuffled = torch.randperm(len(learned), generator=generator).to(learned.places.device)
-        for rows in shuffled.split(batch):
+        for rows in torch.split(shuffled, batch):
             logits = model(learned.inputs[rows]) + model.of_places(learned.places[rows])
             losses = functional.binary_cross_entropy_with_logits(logits, learned.happened[rows], reduction="none")
             optimiser.zero_grad()
@@ -186,6 +195,6 @@ def held_out_loss(model: DeepCrossNetwork, held_out: Examples) -> float:
 def logits_of(model: DeepCrossNetwork, rows: Examples) -> Floats:
     """The log-odds of every head, places included, shape (n, heads)."""
     with torch.no_grad():
-        parts = zip(rows.inputs.split(BLOCK), rows.places.split(BLOCK), strict=True)
+        parts = zip(torch.split(rows.inputs, BLOCK), torch.split(rows.places, BLOCK), strict=True)
         logits = torch.cat([model(inputs) + model.of_places(places) for inputs, places in parts])
     return np.asarray(logits.double().cpu().numpy())

@@ -65,7 +65,7 @@ class DeepCrossNetwork(nn.Module):
             with torch.no_grad():
                 mean = self.places[known].mean(dim=0)
                 self.places[1:] -= mean
-                self.out_bias += mean
+                self.out_bias.add_(mean)
 
 
 def places_of(rank: NDArray[np.float64] | None, rows: int) -> Tensor:

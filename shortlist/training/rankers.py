@@ -22,8 +22,13 @@ from shortlist.ranking.specs import BoostedTrees, DeepCross, LogisticRegression,
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps at most)."""
 
+PLACE = "place at which it was shown"
+"""Columns have identifiers for names, so that no feature is called so."""
+
 PENALTIES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0001)
 """L2 strengths tried, per row and in units of standardised columns."""
+
+PLACE_PENALTY = 0.001
 
 LINEAR_ROWS = 100_000
 """A hundred weights need no more rows than this; of more, so many are drawn."""
@@ -95,6 +100,16 @@ class RankingData:
             return self
         index = {name: number for number, name in enumerate(self.names)}
         return replace(self, matrix=self.matrix[[index[name] for name in names]], names=names)
+
+    @property
+    def placed(self) -> bool:
+        """Whether it is known of some rows at which place they were shown."""
+        return self.rank is not None and bool(np.isfinite(self.rank).any())
+
+    def with_place(self) -> RankingData:
+        """The same rows with the column `PLACE`: the logarithm of the place, as attention falls with it."""
+        rank = np.full(len(self.gain), np.nan) if self.rank is None else np.maximum(self.rank, 1.0)
+        return replace(self, matrix=np.vstack([self.matrix, np.log(rank)]), names=(*self.names, PLACE))
 
     def take(self, rows: NDArray[np.bool_]) -> RankingData:
         """Some of the rows."""
@@ -235,10 +250,9 @@ def _(
     seed: int,
     progress: Progress,
 ) -> Fit:
-    matrix, acted = data.matrix, data.gain > 0
-    if len(acted) > LINEAR_ROWS:
-        drawn = np.sort(np.random.default_rng(seed).choice(len(acted), LINEAR_ROWS, replace=False))
-        matrix, acted = matrix[:, drawn], acted[drawn]
+    if data.placed:
+        data, validation = data.with_place(), validation and validation.with_place()
+    matrix, acted = drawn(data, seed)
     shape = Shape.of(matrix)
     design = shape.design(matrix)
     held_out = None if validation is None else (shape.design(validation.matrix), validation.gain > 0)
@@ -250,8 +264,28 @@ def _(
         tried.append((loss, penalty, weights))
         progress(number + 1, len(PENALTIES))
     loss, penalty, weights = min(tried, key=lambda each: each[0])
-    shape.linear(data.names, weights).save(directory / LINEAR)
+    linear = shape.linear(data.names, weights)
+    Linear([term for term in linear.terms if term.column != PLACE], linear.bias).save(directory / LINEAR)
     return Fit("linear", {"penalty": penalty, "held_out_log_loss" if held_out else "log_loss": loss})
+
+
+def place_log_odds(data: RankingData, seed: int) -> NDArray[np.float64]:
+    """What the place adds to the log-odds of each row, 0 on average: by logistic regression on it and the columns."""
+    placed = data.with_place()
+    matrix, acted = drawn(placed, seed)
+    shape = Shape.of(matrix)
+    design = shape.design(matrix)
+    weights = newton(design, acted, np.zeros(len(design)), PLACE_PENALTY)
+    place = standardised(placed.matrix[-1:], shape.logarithm[-1:], shape.mean[-1:], shape.scale[-1:])[0]
+    return np.asarray(weights[len(data.names)] * np.nan_to_num(place))
+
+
+def drawn(data: RankingData, seed: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """The columns of at most `LINEAR_ROWS` rows, and which of them were acted on."""
+    if len(data.gain) <= LINEAR_ROWS:
+        return data.matrix, data.gain > 0
+    rows = np.sort(np.random.default_rng(seed).choice(len(data.gain), LINEAR_ROWS, replace=False))
+    return data.matrix[:, rows], data.gain[rows] > 0
 
 
 @dataclass(frozen=True)
