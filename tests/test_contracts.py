@@ -24,6 +24,7 @@ from shortlist.pipeline.query import Deadline, Query, Slate
 from shortlist.pipeline.runner import ByScore, Pipeline
 from shortlist.project import load_project
 from shortlist.retrieval.catalogue import Catalogue
+from shortlist.serving.batch import Nobody
 from shortlist.serving.impressions import UNLOGGED
 from shortlist.serving.running import Running
 from shortlist.settings import load_settings
@@ -101,7 +102,10 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     folder = tmp_path_factory.mktemp("projects") / "shelf"
     make(folder)
     rules = [MMR("two_tower"), Cap("author", 2), Pin(items=["emma"], at=3), Exclude(where=("year", "<", 1700))]
-    project, settings = replace(load_project(folder), slate=rules), replace(load_settings(folder, {}), port=0)
+    project, settings = (
+        replace(load_project(folder), slate=rules),
+        replace(load_settings(folder, {}), port=0, cache_seconds=60.0),
+    )
     assert learn(project, settings, 0, lambda step, share: None).promoted  # noqa: ARG005
     with Running(project, settings) as running:
         running.wait_ready()
@@ -115,6 +119,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         by_verb = stages_of(pipelines)
         by_verb["arrange"].append(ByScore())
         by_verb["merge"].append(champion.recommend.merger.merger)  # type: ignore[union-attr]
+        by_verb["observe"].append(Nobody())
         by_verb["describe"].append(LiveColumns(Catalogue(live.table, "book"), "reader"))
         by_verb["propose"].append(champion.recommend.last_resort.counted)  # type: ignore[union-attr]
         yield House(pipelines, by_verb, len(ids))
