@@ -15,6 +15,7 @@ from shortlist.slate.diversity import Determinantal, Embedding, LikenessOf, Marg
 from shortlist.slate.selector import Arranged, Rules
 from shortlist.slate.specs import DPP, MMR, Boost, Cap, Exclude, Explore, Fairness, Pin, RuleSpec, names_of
 from shortlist.slate.targets import Chosen, Pinned, RuledOut, WithPinned
+from shortlist.slate.values import words_for
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +90,9 @@ def _(rule: Cap, name: str, ground: Ground) -> None:
 
 @add.register
 def _(rule: Fairness, name: str, ground: Ground) -> None:
+    words = words_for(ground.entities, rule.attribute, list(rule.at_least))
     ground.rules.constraints[name] = partial(
-        Fair, entities=ground.entities, attribute=rule.attribute, at_least=rule.at_least
+        Fair, entities=ground.entities, attribute=rule.attribute, words=words, shares=rule.at_least
     )
 
 

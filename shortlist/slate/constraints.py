@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shortlist.features.entities import Entities
 from shortlist.pipeline.candidates import Column
 from shortlist.slate.draft import Draft
-from shortlist.slate.values import Mask, values_of, words_for
+from shortlist.slate.values import Mask, values_of
 
 TOLERANCE = 1e-9
 """Exposure that is owed to nothing but the rounding of sums."""
@@ -55,59 +57,74 @@ class Fair:
     the one that is owed most does. Any other place is free as long as the shares of the whole slate can still be
     reached by giving each open place to the group that lacks most; where they cannot, a group that lacks stands there.
     A draw may bring anything, so its places are taken to give a group nothing.
+
+    `words` are the values of the groups as `values_of` has them, in the order of their `shares`.
     """
 
-    def __init__(self, draft: Draft, entities: Entities, attribute: str, at_least: Mapping[Any, float]) -> None:
+    def __init__(
+        self, draft: Draft, entities: Entities, attribute: str, words: NDArray[Any], shares: Mapping[Any, float]
+    ) -> None:
         values = values_of(entities, attribute, draft.candidates.items)
-        words = words_for(entities, attribute, list(at_least))
         self.members = np.array([values.any(values.words == word) for word in words])
-        self.shares = np.array(list(at_least.values()), np.float64)
-        self.names = list(at_least)
-        self.gives = exposures(len(draft.slate))
-        self.total = np.cumsum(self.gives)
-        self.open: Mask = np.zeros(len(self.gives), np.bool_)
-        self.open[draft.open()] = True
-        self.exposure = np.zeros(len(self.shares))
-        self.left = self.members.sum(axis=1)
+        self.anybody: Mask = np.ones(self.members.shape[1], np.bool_)
+        self.left: list[int] = self.members.sum(axis=1).tolist()
+        self.shares = shares
+        self.exposure = [0.0] * len(self.shares)
+        gives = exposures(len(draft.slate))
+        self.gives: list[float] = gives.tolist()
+        self.total: list[float] = np.cumsum(gives).tolist()
+        self.open = draft.open()
+        self.open_gives = [self.gives[place] for place in self.open]
+        self.open_total: list[float] = [0.0, *np.cumsum(self.open_gives).tolist()]
 
     def allows(self, place: int) -> Mask:
         """True for everything, or for the members of the groups one of which has to stand here."""
         given = self.gives[place]
-        owed = np.where(self.left > 0, self.shares * self.total[place] - self.exposure, -np.inf)
-        if owed.max() >= given - TOLERANCE:
-            return np.asarray(self.members[owed.argmax()])
-        lacks = self._lacks(place)
-        if self._reachable(lacks, place + 1):
-            return np.ones(self.members.shape[1], np.bool_)
+        owed = [lack if left else -math.inf for lack, left in zip(self._owed(place), self.left, strict=True)]
+        if max(owed) >= given - TOLERANCE:
+            return np.asarray(self.members[owed.index(max(owed))])
+        first = bisect_left(self.open, place)
+        # of what it lacks of the whole slate as much as the members that are left can get
+        lacks = [min(lack, self._most(group, first)) for group, lack in enumerate(self._owed(-1))]
+        if self._reachable(lacks, first + 1):
+            return self.anybody
         enough = [
             group
-            for group in range(len(lacks))
-            if self.left[group]
-            and self._reachable([*lacks[:group], lacks[group] - given, *lacks[group + 1 :]], place + 1)
+            for group, lack in enumerate(lacks)
+            if self.left[group] and self._reachable([*lacks[:group], lack - given, *lacks[group + 1 :]], first + 1)
         ]
-        return np.asarray(self.members[enough or [int(np.argmax(lacks))]].any(axis=0))
+        return np.asarray(self.members[enough or [lacks.index(max(lacks))]].any(axis=0))
 
     def placed(self, candidate: int, place: int) -> None:
         """Give its groups the exposure of the place."""
-        self.exposure += self.gives[place] * self.members[:, candidate]
-        self.left -= self.members[:, candidate]
+        for group, member in enumerate(self.members[:, candidate]):
+            if member:
+                self.exposure[group] += self.gives[place]
+                self.left[group] -= 1
 
     def short(self) -> dict[str, float]:
         """By how much of the slate's exposure each group misses its share; those that do not are left out."""
-        missing = self.shares - self.exposure / self.total[-1]
-        return {str(name): float(lack) for name, lack in zip(self.names, missing, strict=True) if lack > TOLERANCE}
+        missing = zip(self.shares, self._owed(-1), strict=True) if self.total else ()
+        return {str(name): lack / self.total[-1] for name, lack in missing if lack > TOLERANCE}
 
-    def _lacks(self, place: int) -> list[float]:
-        """What each group lacks of its share, or as much of it as its members can get from `place` on."""
-        gives = self.gives[place:][self.open[place:]].tolist()
-        owed = (self.shares * self.total[-1] - self.exposure).tolist()
-        return [min(lack, sum(gives[:left])) for lack, left in zip(owed, self.left.tolist(), strict=True)]
+    def _owed(self, place: int) -> list[float]:
+        """What each group lacks of its share of the places down to this one."""
+        pairs = zip(self.shares.values(), self.exposure, strict=True)
+        return [share * self.total[place] - exposure for share, exposure in pairs]
 
-    def _reachable(self, lacks: Sequence[float], place: int) -> bool:
-        """Whether each group gets what it lacks where each open place from `place` on goes to who lacks most."""
-        lack, left = list(lacks), self.left.tolist()
-        for given in self.gives[place:][self.open[place:]].tolist():
-            worst = max(range(len(lack)), key=lambda group: lack[group] if left[group] else -math.inf)
+    def _most(self, group: int, first: int) -> float:
+        """What a group gets where each open place from the `first` on goes to its members, while there are any."""
+        start, stop = (min(number, len(self.open)) for number in (first, first + self.left[group]))
+        return self.open_total[stop] - self.open_total[start]
+
+    def _reachable(self, lacks: Sequence[float], first: int) -> bool:
+        """Whether each group gets what it lacks where each open place from the `first` on goes to who lacks most."""
+        lacking = [group for group, lack in enumerate(lacks) if lack > TOLERANCE]
+        if len(lacking) < 2:
+            return all(lacks[group] <= self._most(group, first) + TOLERANCE for group in lacking)
+        lack, left = list(lacks), list(self.left)
+        for given in self.open_gives[first:]:
+            worst = max(lacking, key=lambda group: lack[group] if left[group] else -math.inf)
             if max(lack) <= TOLERANCE or not left[worst]:
                 break
             lack[worst] -= given
