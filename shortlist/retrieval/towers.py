@@ -33,8 +33,8 @@ USER_MODEL, FACTS, VOCABULARY, USERS, HISTORY, INDEX = (
     "history.npy",
     "index",
 )
-EMPTY_WEIGHT = -1e9
-"""The attention logit of an empty place in a history."""
+EMPTY_WEIGHT = -6e4
+"""The attention logit of an empty place in a history; half a float holds it."""
 
 
 def places_in(vocabulary: Hashes, hashes: Hashes) -> NDArray[np.int64]:
@@ -164,7 +164,7 @@ class Towers:
             column = columns[name]
             assert isinstance(column, Ragged)
             user = user + category.mean(column)
-        table = self._history_table[self._item_places.find(items.reshape(-1)).reshape(items.shape)]
+        table = self._history_table[self._item_places.find(items.reshape(-1)).reshape(items.shape)].astype(np.float32)
         inputs = {"user": user, "history": table[:, :, :-1], "weight": table[:, :, -1]}
         if self.scalings:
             numbers = [scaling.apply(_numbers(columns[name])) for name, scaling in self.scalings.items()]

@@ -113,12 +113,15 @@ class TwoTowers(nn.Module):
         """Vectors of items, shape (n, d)."""
         return self.item.vectors(self.item.inputs(side))
 
-    def history_table(self) -> NDArray[np.float32]:
-        """Each item's embedding and, last, its worth; row 0 is an empty place. Shape (items + 1, d + 1)."""
+    def history_table(self) -> NDArray[np.float16]:
+        """Each item's embedding and, last, its worth; row 0 is an empty place. Shape (items + 1, d + 1).
+
+        In half precision: it is as large as all item vectors, and a history is a mean of many rows.
+        """
         table = torch.cat([self.item.ids, self.worth], dim=1).detach().numpy().copy()
         table[0] = 0.0
         table[0, -1] = EMPTY_WEIGHT
-        return table
+        return np.asarray(table, np.float16)
 
 
 def write_onnx(model: TwoTowers, path: Path) -> None:
