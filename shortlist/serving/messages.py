@@ -34,7 +34,8 @@ class RankRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """Ask for the order of your own items.
 
     Items that are unavailable or excluded are left out; those that the user has seen are not, and those that the
-    service does not know are scored with missing features. Nothing is logged unless `log` says that the slate is shown.
+    service does not know are scored with missing features. The project's slate rules hold, but nothing is drawn and
+    nothing added. Nothing is logged unless `log` says that the slate is shown.
     """
 
     items: Annotated[list[Id], Meta(description="The items to rank; a repeated id counts once.")]
