@@ -104,6 +104,7 @@ def test_everybody_gets_what_the_service_answers(ready: Ready, tmp_path: Path) -
             assert [shown["item"] for shown in answer["items"]] == rows[user]["items"]
     assert not {f"film-{n}" for n in range(10)} & set(rows["user-0"]["items"])
     assert all(len(row["items"]) == len(row["scores"]) == 10 for row in rows.values())
+    assert all(row["propensities"] == [1.0] * 10 for row in rows.values())
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(ready: Ready, tmp_path: Path) -> None:

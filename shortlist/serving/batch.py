@@ -43,6 +43,7 @@ SLATES = pa.schema(
         ("user", pa.string()),
         ("items", pa.list_(pa.string())),
         ("scores", pa.list_(pa.float64())),
+        ("propensities", pa.list_(pa.float64())),
         ("degraded", pa.list_(pa.string())),
     ]
 )
@@ -149,7 +150,13 @@ def question(batch: Batch, user: str) -> Query:
 def row_of(user: str, slate: Slate) -> dict[str, Any]:
     """One row of the slates."""
     scores = [score if math.isfinite(score) else None for score in slate.scores]
-    return {"user": user, "items": list(slate.items), "scores": scores, "degraded": list(slate.degraded)}
+    return {
+        "user": user,
+        "items": list(slate.items),
+        "scores": scores,
+        "propensities": list(slate.propensities),
+        "degraded": list(slate.degraded),
+    }
 
 
 def prepared(folder: Path, batch: Batch) -> tuple[Batch, str]:
