@@ -64,7 +64,8 @@ class Overlap:
     def to(self, row: int) -> Column:
         """The similarity of each item to the one in `row`."""
         own = self.values.of(row)
-        shared = np.bincount(self.values.owners[np.isin(self.values.words, own)], minlength=self.values.count)
+        common = (self.values.words[:, None] == own).any(axis=1)  # of a few values: faster than a search
+        shared = np.bincount(self.values.owners[common], minlength=self.values.count)
         similar: Column = shared / np.maximum(self.sizes + len(own) - shared, 1)
         similar[row] = 1.0
         return similar
