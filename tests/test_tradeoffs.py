@@ -157,6 +157,26 @@ def test_a_difference_that_may_be_chance_is_not_claimed() -> None:
     assert "better" not in said
 
 
+def test_of_a_small_catalogue_sources_are_told_apart_by_their_order() -> None:
+    weighed = table({"popularity": [1.0] * 50, "two_tower": [0.99] * 50}, {})
+    order = {"popularity": around(0.2, 0.05, 50), "two_tower": around(0.4, 0.05, 50, seed=1)}
+    values = {"recall@100": weighed.values["recall@100"], "ndcg@10": {**weighed.values["ndcg@10"], **arrays(order)}}
+    methods = [
+        replace(m, quality={**m.quality, "ndcg@10": Interval(mean_of(order, m.name), 0, 1)}) for m in weighed.methods
+    ]
+    said = recommendations(replace(weighed, methods=tuple(methods), values=values), 100.0)
+    assert said[0].startswith("To retrieve with one source: two tower for better NDCG@10 (0.400 against 0.200")
+    assert any("The catalogue is so small" in sentence for sentence in said)
+
+
+def arrays(values: Mapping[str, list[float]]) -> dict[str, Floats]:
+    return {name: np.array(held) for name, held in values.items()}
+
+
+def mean_of(values: Mapping[str, list[float]], name: str) -> float:
+    return float(np.mean(values.get(name, [0.4])))
+
+
 def test_rankers_and_the_second_stage_are_judged_by_their_order() -> None:
     ranking = {"linear": around(0.3, 0.02), "trees": around(0.4, 0.02, seed=2), "two_stage": around(0.4, 0.02, seed=2)}
     weighed = table({"popularity": around(0.2, 0.02, seed=3)}, ranking)
@@ -205,8 +225,8 @@ class Guess:
 
 
 def test_of_an_unknown_kind_its_own_words_are_shown() -> None:
-    assert reason(Guess()) == Reason("What each column adds: nothing, of course", OPAQUE)
-    assert reason(LogisticRegression()).words.startswith("The linear baseline")
+    assert reason(Guess()) == Reason("what each column adds: nothing, of course", OPAQUE)
+    assert reason(LogisticRegression()).words.startswith("the linear baseline")
     assert reason(Popular()).effort == COUNTS
     assert reason(CoVisitation(history)).effort == WEIGHTS
     assert reason(TOWERS).effort == OPAQUE

@@ -62,7 +62,7 @@ def show(weighed: TradeOffs) -> None:
         for method in weighed.methods
         if method.role != "ranker"
     ]
-    print_table(("retrieval", "R@100", "R@500", "only it", "R@100 without", "R@500 without", "adds"), rows)
+    print_table(("retrieval", "R@100", "R@500", "only it finds", "R@500 without", "adds"), rows)
     click.echo("\nWhat can be shown of why")
     for method in weighed.methods:
         if method.reason is not None:
@@ -87,8 +87,8 @@ def depths(quality: Mapping[str, Interval]) -> tuple[str, ...]:
 def brought(part: Contribution | None) -> tuple[str, ...]:
     """What a source brings; dashes for the whole."""
     if part is None:
-        return ("-",) * 4
-    return (f"{part.alone:.1%}", *depths(part.without), "yes" if part.is_useful else "nothing")
+        return ("-",) * 3
+    return (f"{part.alone:.1%}", depths(part.without)[-1], "yes" if part.is_useful else "nothing")
 
 
 def explained(method: Method) -> str:

@@ -15,6 +15,8 @@ from shortlist.training.tradeoffs import CANDIDATES, Contribution, Method, Trade
 RETRIEVAL, RANKING = "recall@100", "ndcg@10"
 FEWEST = 10
 """Fewer users than this are not compared: intervals of so few are too narrow."""
+EVERYTHING = 0.98
+SMALL = "The catalogue is so small that a hundred candidates hold nearly all that was wanted: one source is enough."
 TITLES = {RETRIEVAL: "Recall@100", RANKING: "NDCG@10"}
 
 
@@ -27,14 +29,15 @@ def recommendations(weighed: TradeOffs, deadline_ms: float) -> list[str]:
         ]
     if weighed.users < FEWEST:
         return [f"Only {weighed.users} users have held-out positives: too few to compare methods. Collect more events."]
-    said = [f"To retrieve with one source: {preference(weighed, RETRIEVAL, sources)}"]
+    small = all(method.value(RETRIEVAL) >= EVERYTHING for method in sources)
+    metric = RANKING if small and measured(weighed, RANKING, "source") else RETRIEVAL
+    found = preference(weighed, metric, measured(weighed, metric, "source"))
+    said = [f"To retrieve with one source: {found}"]
     rankers = measured(weighed, RANKING, "ranker")
     if rankers:
         said.append(f"To rank: {preference(weighed, RANKING, rankers)}")
     said += two_stages(weighed)
-    said += map(contribution, weighed.contributions)
-    if sum(not part.is_useful for part in weighed.contributions) > 1:
-        said.append("Drop one source at a time: what none of them finds alone, several may find.")
+    said += [SMALL] if small else sources_added(weighed.contributions)
     said += latency(weighed, deadline_ms)
     return said
 
@@ -98,6 +101,13 @@ def two_stages(weighed: TradeOffs) -> Iterator[str]:
         yield f"Two stages are not worth it: worse than {beside}."
     else:
         yield f"Two stages are no better and no worse than {beside}, as far as {weighed.users:,} users can tell."
+
+
+def sources_added(contributions: Sequence[Contribution]) -> Iterator[str]:
+    """What each source adds."""
+    yield from map(contribution, contributions)
+    if sum(not part.is_useful for part in contributions) > 1:
+        yield "Drop one source at a time: what none of them finds alone, several may find."
 
 
 def contribution(part: Contribution) -> str:

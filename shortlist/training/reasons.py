@@ -45,7 +45,7 @@ def reason(part: object) -> Reason:
     """The reason of a source's spec, or of a ranker's scorer. Of a kind that is not registered: its own first words."""
     described = getattr(type(part), "explain", type(part))
     words = (inspect.getdoc(described) or "nothing but its score").split("\n\n")[0].replace("\n", " ")
-    return Reason(words.rstrip("."), OPAQUE)
+    return Reason(f"{words[:1].lower()}{words[1:].rstrip('.')}", OPAQUE)
 
 
 @reason.register
