@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shortlist.events.labels import Labels
 from shortlist.events.log import MemoryLog
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Deadline, Query
@@ -24,7 +25,7 @@ from shortlist.training.metrics import Floats, Interval, Relevant
 from shortlist.training.reasons import COUNTS, OPAQUE, PATHS, WEIGHTS, Reason, adds_up, attribution, reason
 from shortlist.training.tradeoffs import Contribution, Method, TradeOffs, found_in, median_ms, trade_offs
 from shortlist.training.train import train
-from tests.test_training_train import TOWERS, history, log_of, project, taste_events
+from tests.test_training_train import HOUR, TOWERS, history, impression, log_of, project, taste_events, watch
 
 NOWHERE = Interval(0.0, 0.0, 0.0)
 NAN = Interval(math.nan, math.nan, math.nan)
@@ -106,6 +107,28 @@ def test_a_project_without_anything_to_measure_says_so() -> None:
     (said,) = recommendations(weighed, 100.0)
     assert "Nothing could be measured" in said
     json.dumps(weighed.to_dict(), allow_nan=False)
+
+
+def test_where_impressions_are_logged_what_was_shown_is_compared() -> None:
+    rng = np.random.default_rng(6)
+    events = [{"kind": "film", "at": 0, "film": f"f{n}", "genre": f"g{n % 3}"} for n in range(30)]
+    for slate in range(400):
+        who, at = int(rng.integers(15)), slate * HOUR
+        shown = rng.choice(30, 6, replace=False)
+        for place, what in enumerate(shown):
+            event = {"kind": "impression", "at": at, "user": f"u{who}", "film": f"f{what}", "request": f"r{slate}"}
+            events.append({**event, "position": place + 1})
+        liked = [what for what in shown if rng.random() < (0.8 if what % 3 == who % 3 else 0.05)]
+        events += [{"kind": "watch", "at": at + 1, "user": f"u{who}", "film": f"f{what}"} for what in liked]
+    labels = Labels(impression, {watch: 1.0}, within="30m")
+    whole = project(labels=labels, sources=[Popular(quota=20), Popular(quota=5, name="few")], rankers=[])
+    weighed = trade_offs(whole, log_of(events), 0, lambda *_: None)
+    (ranker,) = (method for method in weighed.methods if method.role == "ranker")
+    values = weighed.values["ndcg@10"]
+    assert float(np.nanmean(values[ranker.name])) == pytest.approx(ranker.value("ndcg@10"))
+    assert weighed.difference("ndcg@10", ranker.name, "popularity").low > 0
+    assert "few" not in values  # what it proposes has no score, so what was shown cannot be ordered by it
+    assert recommendations(weighed, 100.0)[1].startswith("To rank: logistic regression")
 
 
 def test_of_few_users_nothing_is_claimed() -> None:
