@@ -84,7 +84,7 @@ project = Project(
     labels=Labels(impression, {click: 1.0, watch: 2.0, like: 3.0}),
     objective=Objective(
         "what a slate is worth to the user: clicks, watches and likes, less what they hide",
-        proxies={"click": 1.0, "watch": 2.0, "like": 3.0},
+        proxies={"click": 1.0, "watch": 2.0, "like": 3.0, "hide": -1.0},
         guardrails=(Guardrail("coverage@10", at_least=0.005),),
     ),
     sources=[

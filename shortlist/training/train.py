@@ -28,7 +28,7 @@ from shortlist.events.log import EventLog
 from shortlist.features.table import FeatureTable
 from shortlist.project import Project
 from shortlist.ranking.scoring import RankerStage, load_scorer
-from shortlist.ranking.specs import LogisticRegression, RankerSpec
+from shortlist.ranking.specs import BoostedTrees, DeepCross, LogisticRegression, RankerSpec
 from shortlist.retrieval.specs import Popular
 from shortlist.training.backtest import Past, Progress
 from shortlist.training.dataset import (
@@ -51,6 +51,8 @@ from shortlist.training.requests import requests_of
 EARLY = "early"
 """Where the sources live that are fitted on the first part only; not published."""
 DEPTH = 10
+SIMPLEST = (LogisticRegression, BoostedTrees, DeepCross)
+"""Kinds of rankers, the one first whose orders are the easiest to explain."""
 CERTAIN = 1.645
 """Standard errors that a difference must exceed to be believed: 95 %, one-sided."""
 
@@ -180,7 +182,7 @@ def fit_rankers(ground: Ground, rows: RankerRows, directory: Path, progress: Pro
             continue
         seconds[name] = time.perf_counter() - begun
         validation[name] = validation_ndcg(place, rows)
-    simplest_first = sorted(own, key=lambda name: not isinstance(specs[name], LogisticRegression))
+    simplest_first = sorted(own, key=lambda name: [isinstance(specs[name], kind) for kind in SIMPLEST].index(True))
     best = chosen({name: validation[name] for name in simplest_first if name in fitted})
     means = {name: float(values.mean()) if len(values) else math.nan for name, values in validation.items()}
     return Choice(fitted, means, best, tuple(findings), seconds)
