@@ -19,7 +19,7 @@ from shortlist.training.rankers import NothingToLearnError
 from shortlist.training.sources import fit_source
 from shortlist.training.spaces import SPACES, Between, OneOf, space_of, written
 from shortlist.training.trials import RankerPart, SourcePart
-from shortlist.training.tuning import Best, Budget, Tuned, tune
+from shortlist.training.tuning import Best, Budget, Tuned, is_better, tune
 from tests.test_training_train import HOUR, TOWERS, history, log_of, project, taste_events, watches
 
 TRENDS = project(sources=[Popular(half_life="365d", quota=40)], rankers=[LambdaMART(trees=5), LogisticRegression()])
@@ -180,6 +180,16 @@ def test_a_trial_that_cannot_be_fitted_is_counted_and_passed_over(
     assert best.trials == 4
     assert best.settings == {}
     assert best.best == best.declared
+
+
+def test_what_may_be_luck_is_not_better() -> None:
+    noise = np.random.default_rng(2).standard_normal(100)
+    noise = (noise - noise.mean()) / noise.std(ddof=1)  # one standard error is a tenth
+    declared = np.linspace(0, 1, 100)
+    assert is_better(declared + 0.17 + noise, declared)
+    assert not is_better(declared + 0.16 + noise, declared)
+    assert not is_better(declared, declared)
+    assert not is_better(np.array([1.0]), np.array([0.0]))
 
 
 def test_every_space_names_settings_that_exist_and_ranges_that_rise() -> None:

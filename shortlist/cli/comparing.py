@@ -150,15 +150,24 @@ def show_tuned(tuned: Tuned) -> None:
     if tuned.note:
         say(tuned.note)
     rows = [
-        (best.part.replace("_", " "), best.metric, f"{best.trials}", plain(best.declared), plain(best.best))
+        (
+            best.part.replace("_", " "),
+            best.metric,
+            f"{best.trials}",
+            plain(best.declared),
+            plain(best.best),
+            "yes" if best.settings else "no",
+        )
         for best in tuned.parts
     ]
-    print_table(("part", "judged by", "trials", "as declared", "best"), rows, text=2)
+    print_table(("part", "judged by", "trials", "as declared", "best", "better beyond chance"), rows, text=2)
     for best in tuned.parts:
         if best.problem:
             say(f"{best.part}: {best.problem}")
     lines = [best.line for best in tuned.parts if best.line]
-    click.echo("\n" + "\n".join(lines) if lines else "\nNo other settings are better than those declared.")
+    click.echo(
+        "\n" + "\n".join(lines) if lines else "\nNo other settings are better than those declared, beyond chance."
+    )
     if not tuned.is_finished:
         say("the time is up before all trials were made; run it again to go on. Until then the test slice is not used")
     compared = tuned.comparison

@@ -7,7 +7,6 @@ training would choose it by.
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Container
 from dataclasses import replace
@@ -32,7 +31,7 @@ from shortlist.training.dataset import (
     ranker_rows,
 )
 from shortlist.training.evaluation import Ranked
-from shortlist.training.metrics import by_user, gain_matrix, ndcg
+from shortlist.training.metrics import Floats, by_user, gain_matrix, ndcg
 from shortlist.training.rankers import NothingToLearnError, fit_ranker
 from shortlist.training.requests import requests_of
 from shortlist.training.sources import Lesson, fit_source
@@ -54,8 +53,10 @@ class Part(Protocol):
     def spec(self) -> Any:
         """As it is declared."""
 
-    def judge(self, spec: Any) -> float:
-        """How good it is with the settings of `spec`. Raises NothingToLearnError where it cannot be fitted."""
+    def judge(self, spec: Any) -> Floats:
+        """How good it is with the settings of `spec`, for each user. Raises NothingToLearnError where it cannot be
+        fitted; the users are the same for all settings.
+        """
 
 
 def with_specs(ground: Ground, specs: dict[str, Any]) -> Ground:
@@ -117,7 +118,7 @@ class SourcePart:
     def __init__(self, bed: Bed, spec: Any) -> None:
         self.bed, self.spec = bed, spec
 
-    def judge(self, spec: Any) -> float:
+    def judge(self, spec: Any) -> Floats:
         """Fit it before the slice, ask it for the slice's requests."""
         ground, split = with_specs(self.bed.ground, {spec.name: spec}), self.bed.ground.split
         requests = requests_of(ground.lesson.positives.between(split.rankers, split.cut), PER_USER, MOST_CHOOSING)
@@ -135,7 +136,7 @@ class SourcePart:
             lists[asked.number, : len(found)] = found
         per_request = ndcg(gain_matrix(lists, requests.relevant), requests.relevant, DEPTH)
         users, user = np.unique(requests.user, return_inverse=True)
-        return float(np.nanmean(by_user(per_request[:, None], user, len(users))))
+        return by_user(per_request[:, None], user, len(users))[:, 0]
 
 
 class RankerPart:
@@ -146,17 +147,16 @@ class RankerPart:
     def __init__(self, bed: Bed, spec: Any) -> None:
         self.bed, self.spec = bed, spec
 
-    def judge(self, spec: Any) -> float:
+    def judge(self, spec: Any) -> Floats:
         """Fit it on the rows that rankers learn from, judge it on those that they are chosen by."""
         rows, place = self.bed.rows, self.bed.fresh(spec.name)
         fit_ranker(spec, rows.learning, rows.choosing, place, self.bed.ground.lesson.seed)
         values = validation_ndcg(place, rows)
-        value = float(values.mean()) if len(values) else math.nan
-        if math.isnan(value):
+        if not len(values):
             raise NothingToLearnError(
                 "no request of the choosing slice says which order is better; collect more events"
             )
-        return value
+        return values
 
 
 def parts_of(bed: Bed, wanted: Container[str]) -> list[Part]:

@@ -9,6 +9,7 @@ what came of it is kept. A run is of one log position: it goes on as of that pos
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,20 +18,23 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from shortlist.events.log import EventLog
 from shortlist.project import Project
 from shortlist.training.backtest import Progress
 from shortlist.training.dataset import Ground, TrainingError, survey
 from shortlist.training.evaluation import TWO_STAGE
-from shortlist.training.metrics import Interval, intervals
+from shortlist.training.metrics import Floats, Interval, intervals
 from shortlist.training.rankers import NothingToLearnError
 from shortlist.training.spaces import is_literal, space_of, written
-from shortlist.training.train import Learned, Steps, learn
+from shortlist.training.train import CERTAIN, Learned, Steps, learn
 from shortlist.training.trials import Bed, Part, parts_of, quietly, with_specs
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial
 
 METRIC = "ndcg@10"
 DECLARED, TEST = "declared", "test"
@@ -46,9 +50,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class Best:
-    """What the trials of one part came to. `settings` are those that differ from the declaration: none, if it was best.
+    """What the trials of one part came to. `declared` and `best` are values of `metric` on the choosing slice.
 
-    `declared` and `best` are values of `metric` on the choosing slice. `problem` says why there was nothing to try.
+    `settings` are the best ones that differ from the declaration: none where it is not beaten with 95 % confidence,
+    one-sided and paired by user, because the best of many trials is partly the luckiest. `problem` says why there was
+    nothing to try.
     """
 
     part: str
@@ -231,7 +237,7 @@ class Trials:
 
         if DECLARED not in self.study.user_attrs:
             try:
-                self.study.set_user_attr(DECLARED, self.part.judge(self.spec))
+                self.study.set_user_attr(DECLARED, self.part.judge(self.spec).tolist())
             except NothingToLearnError as error:
                 self.problem = str(error)
             return
@@ -239,12 +245,13 @@ class Trials:
         settings = {name: values.drawn(trial, name) for name, values in self.space.items()}
         known = self._known(trial.params)
         try:
-            value = self.part.judge(self.spec_with(settings)) if known is None else known
+            values = self.part.judge(self.spec_with(settings)).tolist() if known is None else known
         except NothingToLearnError:
             self.study.tell(trial, state=optuna.trial.TrialState.PRUNED)
             return
         trial.set_user_attr("settings", settings)
-        self.study.tell(trial, value)
+        trial.set_user_attr("values", values)
+        self.study.tell(trial, float(np.mean(values)))
 
     def spec_with(self, settings: Mapping[str, Any]) -> Any:
         """The declaration with other settings. Those that SQLite gave back as lists are tuples again."""
@@ -253,23 +260,30 @@ class Trials:
     def best(self) -> Best:
         """The best settings so far; the declared ones where no other is better."""
         name, metric = self.spec.name, self.part.metric
-        value: float | None = self.study.user_attrs.get(DECLARED)
-        if value is None:
+        if DECLARED not in self.study.user_attrs:
             return Best(name, metric, self.count, None, None, {}, "", self.problem)
-        tried = [trial for trial in self.study.trials if trial.state.name == "COMPLETE" and trial.value is not None]
-        top = max(tried, key=lambda trial: float(trial.value or 0.0), default=None)
-        if top is None or top.value is None or top.value <= value:
-            return Best(name, metric, self.count, value, value, {}, "")
+        declared = np.array(self.study.user_attrs[DECLARED])
+        tried = [(np.array(trial.user_attrs["values"]), trial) for trial in self._complete()]
+        values, top = max(tried, key=lambda pair: float(pair[0].mean()), default=(declared, None))
+        value, best = float(declared.mean()), max(float(declared.mean()), float(values.mean()))
+        if top is None or not is_better(values, declared):
+            return Best(name, metric, self.count, value, best, {}, "")
         spec = self.spec_with(top.user_attrs["settings"])
         settings = {name: getattr(spec, name) for name in self.space if getattr(spec, name) != getattr(self.spec, name)}
-        return Best(name, metric, self.count, value, top.value, settings, written(self.spec, settings))
+        return Best(name, metric, self.count, value, best, settings, written(self.spec, settings))
 
-    def _known(self, params: Mapping[str, Any]) -> float | None:
-        """The value of the same settings, where they were tried before."""
-        for trial in self.study.get_trials(deepcopy=False):
-            if trial.value is not None and trial.params == params:
-                return trial.value
-        return None
+    def _complete(self) -> list[FrozenTrial]:
+        return [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
+
+    def _known(self, params: Mapping[str, Any]) -> list[float] | None:
+        """The values of the same settings, where they were tried before."""
+        return next((trial.user_attrs["values"] for trial in self._complete() if trial.params == params), None)
+
+
+def is_better(values: Floats, others: Floats) -> bool:
+    """Whether users' values are greater than others of the same users, beyond chance."""
+    gap = values - others
+    return len(gap) > 1 and bool(gap.mean() > CERTAIN * gap.std(ddof=1) / math.sqrt(len(gap)))
 
 
 def compare(
