@@ -7,7 +7,7 @@ loaded and what it scores is the business of `shortlist.ranking`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import singledispatch
 from pathlib import Path
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from shortlist.ranking.linear import HUGE, Linear, Term, standardised
 from shortlist.ranking.scoring import DESCRIPTION, LINEAR
 from shortlist.ranking.specs import BoostedTrees, DeepCross, LogisticRegression, RankerSpec
+from shortlist.training.metrics import ndcg, ordered_gains
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps at most)."""
@@ -25,16 +26,19 @@ Progress = Callable[[int, int], None]
 PLACE = "place at which it was shown"
 """Columns have identifiers for names, so that no feature is called so."""
 
-PENALTIES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0001)
+PENALTIES = (0.03, 0.01, 0.003, 0.001, 0.0001)
 """L2 strengths tried, per row and in units of standardised columns."""
+
+DEPTH = 10
 
 PLACE_PENALTY = 0.001
 
 LINEAR_ROWS = 100_000
 """A hundred weights need no more rows than this; of more, so many are drawn."""
 
-SKEWED = 2.0
-"""Columns without negative values and with more skewness than this (an exponential's) are taken by their logarithm."""
+SKEWED = 1.0
+"""Columns without negative values and with more skewness than this (half an exponential's) are taken by their
+logarithm: counts grow with the log, and a weight on a count itself would say ever more."""
 
 NEWTON_STEPS = 50
 
@@ -255,18 +259,46 @@ def _(
     matrix, acted = drawn(data, seed)
     shape = Shape.of(matrix)
     design = shape.design(matrix)
-    held_out = None if validation is None else (shape.design(validation.matrix), validation.gain > 0)
+    held_out = validation if validation is not None and validation.mixed else None
     weights = np.zeros(len(design))
-    tried: list[tuple[float, float, NDArray[np.float64]]] = []
+    tried: list[tuple[float, NDArray[np.float64], NDArray[np.float64]]] = []
     for number, penalty in enumerate(PENALTIES if held_out else PENALTIES[:1]):
         weights = newton(design, acted, weights, penalty)
-        loss = log_loss(weights @ held_out[0], held_out[1]) if held_out else log_loss(weights @ design, acted)
-        tried.append((loss, penalty, weights))
+        quality = ndcg_of(held_out, weights @ shape.design(held_out.matrix)) if held_out else np.zeros(1)
+        tried.append((penalty, weights, quality))
         progress(number + 1, len(PENALTIES))
-    loss, penalty, weights = min(tried, key=lambda each: each[0])
+    penalty, weights, quality = simplest(tried)
     linear = shape.linear(data.names, weights)
     Linear([term for term in linear.terms if term.column != PLACE], linear.bias).save(directory / LINEAR)
-    return Fit("linear", {"penalty": penalty, "held_out_log_loss" if held_out else "log_loss": loss})
+    figures = {"penalty": penalty, "log_loss": log_loss(weights @ design, acted)}
+    return Fit("linear", {**figures, "held_out_ndcg@10": float(quality.mean())} if held_out else figures)
+
+
+def ndcg_of(data: RankingData, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """NDCG@10 of rows ordered by scores, one for each request that has a positive.
+
+    Not their log loss: rows to choose by are all that was retrieved, rows to learn from are drawn, so that the
+    probabilities of one are wrong for the other, and the least wrong are those that say little.
+    """
+    gains, relevant = ordered_gains(data.sizes, data.gain, scores, DEPTH)
+    found = ndcg(gains, relevant, DEPTH)
+    return np.asarray(found[~np.isnan(found)])
+
+
+def simplest(
+    tried: Sequence[tuple[float, NDArray[np.float64], NDArray[np.float64]]],
+) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+    """The first of those tried (the strongest penalty) that the best is not ahead of by a standard error.
+
+    Hastie, Tibshirani, Friedman, The elements of statistical learning, 2009, section 7.10; errors paired by request.
+    """
+    best = max(tried, key=lambda each: each[2].mean())[2]
+
+    def behind(quality: NDArray[np.float64]) -> bool:
+        gain = best - quality
+        return bool(gain.mean() > gain.std(ddof=1) / len(gain) ** 0.5) if len(gain) > 1 else False
+
+    return next(each for each in tried if not behind(each[2]))
 
 
 def place_log_odds(data: RankingData, seed: int) -> NDArray[np.float64]:
