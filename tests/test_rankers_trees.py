@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from shortlist.ranking.specs import BoostedTrees, LambdaMART, Order
 from shortlist.ranking.trees import Trees
 from shortlist.training import boosting
 from shortlist.training.boosting import RankNet
-from shortlist.training.rankers import RankingData, fit_ranker
+from shortlist.training.rankers import NothingToLearnError, RankingData, fit_ranker
 
 
 def requests(seed: int, count: int = 150, size: int = 10) -> RankingData:
@@ -95,6 +96,27 @@ def test_pointwise_scores_are_log_odds(tmp_path: Path) -> None:
     sure = chance > 0.9
     assert test.gain[sure].mean() > 0.85
     assert test.gain[chance < 0.1].mean() < 0.15
+
+
+def test_what_the_place_explains_is_put_aside_and_the_rest_are_log_odds_still(tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    taste, rank = rng.normal(size=6000), np.tile(np.arange(10.0) + 1, 600)
+    acted = rng.random(6000) < 1 / (1 + np.exp(-(2 * taste - 2 * np.log(rank) - 0.5)))
+    data = RankingData(taste[None], ("taste",), acted.astype(np.float64), np.repeat(np.arange(600), 10), rank)
+    fit_ranker(BoostedTrees("pointwise", trees=60), data, None, tmp_path, seed=3)
+    scorer = load_scorer(tmp_path)
+    assert isinstance(scorer, Trees)
+    average = 2 * taste - 2 * np.log(rank).mean() - 0.5
+    chance = scorer.probability(scorer.score(data.matrix, data.names))
+    assert chance.mean() == pytest.approx(np.mean(1 / (1 + np.exp(-average))), abs=0.03)
+
+
+def test_rows_that_were_all_acted_on_teach_pairs_and_no_single_rows(tmp_path: Path) -> None:
+    data = requests(1)
+    graded = replace(data, gain=1.0 + data.gain)
+    with pytest.raises(NothingToLearnError, match=r"all 1500 training rows were acted on.*pairwise"):
+        fit_ranker(BoostedTrees("pointwise"), graded, None, tmp_path, seed=3)
+    assert fit_ranker(BoostedTrees("pairwise", trees=3), graded, None, tmp_path, seed=3).figures == {"trees": 3.0}
 
 
 def test_the_three_go_by_their_own_names_and_lambdamart_by_the_one_it_had() -> None:

@@ -254,8 +254,8 @@ def _(
     seed: int,
     progress: Progress,
 ) -> Fit:
-    if data.placed:
-        data, validation = data.with_place(), validation and validation.with_place()
+    if data.placed:  # held-out rows are as serving is: neutral to the place
+        data, validation = data.with_place(), validation and replace(validation, rank=None).with_place()
     matrix, acted = drawn(data, seed)
     shape = Shape.of(matrix)
     design = shape.design(matrix)
