@@ -24,6 +24,7 @@ from shortlist.pipeline.query import Deadline, Query, Slate
 from shortlist.pipeline.runner import ByScore, Pipeline
 from shortlist.project import load_project
 from shortlist.retrieval.catalogue import Catalogue
+from shortlist.retrieval.specs import CoVisitation, MatrixFactorisation, TwoTower
 from shortlist.serving.batch import Nobody
 from shortlist.serving.impressions import UNLOGGED
 from shortlist.serving.running import Running
@@ -102,10 +103,11 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     folder = tmp_path_factory.mktemp("projects") / "shelf"
     make(folder)
     rules = [MMR("two_tower"), Cap("author", 2), Pin(items=["emma"], at=3), Exclude(where=("year", "<", 1700))]
-    project, settings = (
-        replace(load_project(folder), slate=rules),
-        replace(load_settings(folder, {}), port=0, cache_seconds=60.0),
-    )
+    declared = load_project(folder)
+    history = next(source.history for source in declared.sources if isinstance(source, TwoTower))
+    sources = [*declared.sources, CoVisitation(history), MatrixFactorisation(history)]
+    project = replace(declared, slate=rules, sources=sources)
+    settings = replace(load_settings(folder, {}), port=0, cache_seconds=60.0)
     assert learn(project, settings, 0, lambda step, share: None).promoted  # noqa: ARG005
     with Running(project, settings) as running:
         running.wait_ready()
@@ -204,7 +206,7 @@ def test_a_scorer_gives_each_candidate_its_own_score(house: House, user: str | N
 def test_a_source_with_vectors_has_one_for_each_item_that_it_knows(house: House) -> None:
     query, items = house.query("ada"), np.array([3, -1, 0, 3], np.int32)
     found = [source for source in house.stages["propose"] if isinstance(source, Embedding)]
-    assert [source.name for source in found] == ["two_tower"]
+    assert [source.name for source in found] == ["two_tower", "matrix_factorisation"]
     for source in found:
         vectors = source.item_vectors(items)
         assert vectors.dtype == np.float32
