@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from shortlist.ranking.specs import BoostedTrees, DeepCross, LambdaMART, LogisticRegression
     from shortlist.retrieval.specs import (
         CoVisitation,
+        Fresh,
         GraphFilter,
         LinearAutoencoder,
         MatrixFactorisation,
@@ -45,6 +46,7 @@ __all__ = [
     "Exclude",
     "Explore",
     "Fairness",
+    "Fresh",
     "GraphFilter",
     "Guardrail",
     "Impression",
@@ -78,6 +80,7 @@ _HOMES = {
     "shortlist.ranking.specs": ("BoostedTrees", "DeepCross", "LambdaMART", "LogisticRegression"),
     "shortlist.retrieval.specs": (
         "CoVisitation",
+        "Fresh",
         "GraphFilter",
         "LinearAutoencoder",
         "MatrixFactorisation",

@@ -24,7 +24,7 @@ from shortlist.pipeline.query import Deadline, Query, Slate
 from shortlist.pipeline.runner import ByScore, Pipeline
 from shortlist.project import load_project
 from shortlist.retrieval.catalogue import Catalogue
-from shortlist.retrieval.specs import CoVisitation, MatrixFactorisation, TwoTower
+from shortlist.retrieval.specs import CoVisitation, Fresh, MatrixFactorisation, TwoTower
 from shortlist.serving.batch import Nobody
 from shortlist.serving.impressions import UNLOGGED
 from shortlist.serving.running import Running
@@ -105,7 +105,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     rules = [MMR("two_tower"), Cap("author", 2), Pin(items=["emma"], at=3), Exclude(where=("year", "<", 1700))]
     declared = load_project(folder)
     history = next(source.history for source in declared.sources if isinstance(source, TwoTower))
-    sources = [*declared.sources, CoVisitation(history), MatrixFactorisation(history)]
+    sources = [*declared.sources, CoVisitation(history), MatrixFactorisation(history), Fresh()]
     project = replace(declared, slate=rules, sources=sources)
     settings = replace(load_settings(folder, {}), port=0, cache_seconds=60.0)
     assert learn(project, settings, 0, lambda step, share: None).promoted  # noqa: ARG005

@@ -23,6 +23,7 @@ from shortlist.pipeline.query import Deadline, Query
 from shortlist.pipeline.stages import Filter
 from shortlist.retrieval.catalogue import Catalogue
 from shortlist.retrieval.eligibility import Available, Excluded, NotSeen, eligible
+from shortlist.retrieval.fresh import FreshSource
 from shortlist.retrieval.merge import Interleaved
 from shortlist.retrieval.popular import PopularSource
 from shortlist.retrieval.specs import (
@@ -88,6 +89,25 @@ def test_popularity_counts_positives_with_their_gains(world: World) -> None:
     world.add({"kind": "save", "at": 100 * DAY, "user": "b", "film": "kept"})
     assert world.names(world.popular(10).propose(ask())) == ["kept", "good", "fair", "bad"]
     assert world.names(world.popular(2).propose(ask())) == ["kept", "good"]
+
+
+def test_what_is_new_is_proposed_at_once_newest_first(world: World) -> None:
+    fresh = FreshSource("fresh", world.catalogue, 2, world.filters)
+    assert world.names(fresh.propose(ask())) == ["bad", "fair"]
+    world.add({"kind": "film", "at": 100 * DAY, "film": "premiere"})
+    assert world.names(fresh.propose(ask())) == ["premiere", "bad"]
+    world.add(watched("me", "premiere"), {"kind": "film", "at": 100 * DAY, "film": "bad", "available": False})
+    assert world.names(fresh.propose(ask())) == ["fair", "good"]
+    assert world.names(fresh.propose(ask(exclude=["good", "fair"]))) == []
+
+
+def test_the_newest_are_looked_for_until_there_are_enough() -> None:
+    world = World()
+    world.add(*(watched("crowd", f"f{n:04}") for n in range(1_500)))
+    world.add(*(watched("me", f"f{n:04}") for n in range(100, 1_500)))
+    fresh = FreshSource("fresh", world.catalogue, 50, world.filters)
+    assert world.names(fresh.propose(ask())) == [f"f{n:04}" for n in range(99, 49, -1)]
+    assert len(FreshSource("fresh", World().catalogue, 50).propose(ask())) == 0
 
 
 def test_old_positives_weigh_less() -> None:

@@ -27,6 +27,18 @@ class Popular:
 
 
 @dataclass(frozen=True)
+class Fresh:
+    """The newest items of the catalogue, the same for everybody: an item is proposed from its first event on.
+
+    Models know nothing of what is new; beside this source, `Explore(1, among="fresh")` in the slate sees to it that new
+    items are shown, and what follows is learned from.
+    """
+
+    quota: int = 50
+    name: str = "fresh"
+
+
+@dataclass(frozen=True)
 class TwoTower:
     """A two-tower model (Yi et al., RecSys 2019): a user vector, item vectors, and an index of the nearest items.
 
@@ -116,7 +128,7 @@ class MatrixFactorisation:
 
 HistorySpec = CoVisitation | LinearAutoencoder | GraphFilter
 """Sources that weigh items by the items of the user's history."""
-SourceSpec = Popular | TwoTower | MatrixFactorisation | HistorySpec
+SourceSpec = Popular | Fresh | TwoTower | MatrixFactorisation | HistorySpec
 
 
 def positive_streams(labels: Labels | ObservedPositives) -> tuple[tuple[Stream, float], ...]:
@@ -162,7 +174,7 @@ def retrieval_features(
     """
     half_lives = dict.fromkeys(s.half_life for s in (*sources, Popular()) if isinstance(s, Popular))
     popular = [f for half_life in half_lives for f, _ in popularity_features(labels, item, half_life)]
-    histories = [source.history for source in sources if not isinstance(source, Popular)]
+    histories = [source.history for source in sources if not isinstance(source, Popular | Fresh)]
     wanted = {feature.name: feature for feature in (*seen_features(labels, user, item), *popular, *histories)}
     taken = {feature.name for feature in declared}
     return tuple(feature for name, feature in wanted.items() if name not in taken)

@@ -16,11 +16,13 @@ from shortlist.project import Project
 from shortlist.retrieval.catalogue import Catalogue
 from shortlist.retrieval.eligibility import Available, Excluded, NotSeen
 from shortlist.retrieval.factors import Factors
+from shortlist.retrieval.fresh import FreshSource
 from shortlist.retrieval.item_weights import HistorySource, ItemWeights
 from shortlist.retrieval.merge import Interleaved
 from shortlist.retrieval.nearest import TowerSource
 from shortlist.retrieval.popular import PopularSource
 from shortlist.retrieval.specs import (
+    Fresh,
     HistorySpec,
     MatrixFactorisation,
     Popular,
@@ -81,6 +83,11 @@ def load_source(spec: object, place: Place) -> SourceStages:
 @load_source.register
 def _(spec: Popular, place: Place) -> SourceStages:
     return SourceStages(popular(spec.name, place, spec.half_life, spec.quota))
+
+
+@load_source.register
+def _(spec: Fresh, place: Place) -> SourceStages:
+    return SourceStages(FreshSource(spec.name, place.catalogue, spec.quota, place.filters))
 
 
 @load_source.register

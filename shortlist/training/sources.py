@@ -19,7 +19,7 @@ from shortlist.project import Project
 from shortlist.retrieval.factors import Factors
 from shortlist.retrieval.item_weights import ItemWeights, distinct
 from shortlist.retrieval.nearest import VectorModel
-from shortlist.retrieval.specs import HistorySpec, MatrixFactorisation, Popular, TwoTower
+from shortlist.retrieval.specs import Fresh, HistorySpec, MatrixFactorisation, Popular, TwoTower
 from shortlist.retrieval.towers import Towers, attributes_of
 from shortlist.training.backtest import Progress
 from shortlist.training.factors import fit_factors
@@ -79,6 +79,18 @@ def _(
 ) -> Figures:
     progress(f"fit {spec.name}", 1.0)
     return {"half_life": spec.half_life}  # it reads features: there is nothing to fit and nothing to store
+
+
+@fit_source.register
+def _(
+    spec: Fresh,
+    lesson: Lesson,  # noqa: ARG001
+    directory: Path,  # noqa: ARG001
+    earlier: Figures | None,  # noqa: ARG001
+    progress: Progress,
+) -> Figures:
+    progress(f"fit {spec.name}", 1.0)
+    return {}  # the catalogue's own order is all it needs
 
 
 @fit_source.register
