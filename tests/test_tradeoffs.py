@@ -19,7 +19,7 @@ from shortlist.pipeline.query import Deadline, Query
 from shortlist.ranking.linear import Linear, Term
 from shortlist.ranking.scoring import RankerStage
 from shortlist.ranking.specs import LambdaMART, LogisticRegression
-from shortlist.retrieval.specs import CoVisitation, Popular
+from shortlist.retrieval.specs import CoVisitation, Fresh, Popular
 from shortlist.training.advice import recommendations
 from shortlist.training.metrics import Floats, Interval, Relevant
 from shortlist.training.reasons import COUNTS, OPAQUE, PATHS, WEIGHTS, Reason, adds_up, attribution, reason
@@ -250,7 +250,7 @@ class Guess:
 def test_of_an_unknown_kind_its_own_words_are_shown() -> None:
     assert reason(Guess()) == Reason("what each column adds: nothing, of course", OPAQUE)
     assert reason(LogisticRegression()).words.startswith("the linear baseline")
-    assert reason(Popular()).effort == COUNTS
+    assert reason(Popular()).effort == reason(Fresh()).effort == COUNTS
     assert reason(CoVisitation(history)).effort == WEIGHTS
     assert reason(TOWERS).effort == OPAQUE
     assert reason(LambdaMART()).effort == OPAQUE  # a spec of a ranker has no reason of its own: its scorer has

@@ -13,7 +13,7 @@ from shortlist.pipeline.query import Query
 from shortlist.ranking.linear import Linear
 from shortlist.ranking.scoring import RankerStage
 from shortlist.ranking.trees import Trees
-from shortlist.retrieval.specs import HistorySpec, Popular, TwoTower
+from shortlist.retrieval.specs import Fresh, HistorySpec, Popular, TwoTower
 
 COUNTS, WEIGHTS, PATHS, OPAQUE = range(4)
 """The effort of following a reason: a number that was counted, a sum of weights, paths through trees, all else."""
@@ -51,6 +51,11 @@ def reason(part: object) -> Reason:
 @reason.register
 def _(part: Popular) -> Reason:  # noqa: ARG001
     return Reason("one number that was counted: how often people acted on the item lately", COUNTS)
+
+
+@reason.register
+def _(part: Fresh) -> Reason:  # noqa: ARG001
+    return Reason("how new the item is, and nothing else", COUNTS)
 
 
 @reason.register
