@@ -16,6 +16,8 @@ from shortlist.training import boosting
 from shortlist.training.boosting import RankNet
 from shortlist.training.rankers import NothingToLearnError, RankingData, fit_ranker
 
+OBJECTIVES: tuple[Order, ...] = ("pointwise", "pairwise", "listwise")
+
 
 def requests(seed: int, count: int = 150, size: int = 10) -> RankingData:
     """Some requests are generous and some are not, and `mood` says so; within a request `taste` decides."""
@@ -68,7 +70,7 @@ def test_the_gradient_of_pairs_is_that_of_their_log_loss() -> None:
         assert curvature[row] == pytest.approx((up + down - 2 * loss(scores.tolist())) / 1e-8, abs=1e-3)
 
 
-@pytest.mark.parametrize("objective", ["pointwise", "pairwise", "listwise"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_each_objective_learns_the_order_within_a_request(objective: Order, tmp_path: Path) -> None:
     fit_ranker(BoostedTrees(objective, trees=40), requests(1), requests(2), tmp_path, seed=3)
     test = requests(4)
@@ -80,8 +82,7 @@ def test_each_objective_learns_the_order_within_a_request(objective: Order, tmp_
 def test_only_single_rows_teach_what_all_of_a_request_share(tmp_path: Path) -> None:
     """What is the same within a request decides no order: trees of pairs and lists do not look at it."""
     credit = {}
-    objectives: tuple[Order, ...] = ("pointwise", "pairwise")
-    for objective in objectives:
+    for objective in OBJECTIVES[:2]:
         fit_ranker(BoostedTrees(objective, trees=20), requests(1), None, tmp_path / objective, seed=3)
         parts = load_scorer(tmp_path / objective).explain(requests(4).matrix, ("taste", "mood"))
         credit[objective] = np.abs(parts["mood"]).mean() / np.abs(parts["taste"]).mean()
@@ -117,6 +118,30 @@ def test_rows_that_were_all_acted_on_teach_pairs_and_no_single_rows(tmp_path: Pa
     with pytest.raises(NothingToLearnError, match=r"all 1500 training rows were acted on.*pairwise"):
         fit_ranker(BoostedTrees("pointwise"), graded, None, tmp_path, seed=3)
     assert fit_ranker(BoostedTrees("pairwise", trees=3), graded, None, tmp_path, seed=3).figures == {"trees": 3.0}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_too_few_rows_for_two_leaves_are_refused(objective: Order, tmp_path: Path) -> None:
+    with pytest.raises(NothingToLearnError, match="30 training rows do not fill two leaves of 20; log more, or lower"):
+        fit_ranker(BoostedTrees(objective), requests(1, count=3), None, tmp_path, seed=3)
+    assert fit_ranker(BoostedTrees(objective, trees=2, rows_per_leaf=5), requests(1, count=3), None, tmp_path, 3).rows
+
+
+@pytest.mark.parametrize(("objective", "differ"), [("pointwise", 2), ("listwise", 2), ("pairwise", 2), ("pairwise", 9)])
+def test_a_column_that_hardly_varies_splits_nothing(objective: Order, differ: int, tmp_path: Path) -> None:
+    """Two rows are too few for a bin, nine for a leaf."""
+    flat = (np.arange(1500) < differ).astype(np.float64)[None]
+    fit_ranker(BoostedTrees(objective), replace(requests(1), matrix=flat, names=("flat",)), None, tmp_path, seed=3)
+    assert np.ptp(load_scorer(tmp_path).score(flat, ("flat",))) == 0.0
+
+
+def test_where_lightgbm_refuses_it_is_said_what_to_do(tmp_path: Path) -> None:
+    """It takes what is this small for zero, and then there is no column left."""
+    rows = replace(requests(1), matrix=np.linspace(0, 1e-40, 1500)[None], names=("tiny",))
+    with pytest.raises(
+        NothingToLearnError, match=r"no column tells enough of the 1500 training rows.*declare features"
+    ):
+        fit_ranker(BoostedTrees("pairwise"), rows, None, tmp_path, seed=3)
 
 
 def test_the_three_go_by_their_own_names_and_lambdamart_by_the_one_it_had() -> None:

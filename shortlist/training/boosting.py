@@ -48,6 +48,11 @@ def fit_trees(
     progress: Progress,
 ) -> Fit:
     """Grow the trees and write them as LightGBM's text."""
+    if len(data.gain) < 2 * spec.rows_per_leaf:
+        raise NothingToLearnError(
+            f"{len(data.gain)} training rows do not fill two leaves of {spec.rows_per_leaf}; "
+            f"log more, or lower rows_per_leaf of {spec.name}"
+        )
     if spec.objective == "pointwise" and (data.gain > 0).all():
         raise NothingToLearnError(
             f"all {len(data.gain)} training rows were acted on, so single rows say nothing; "
@@ -66,6 +71,7 @@ def fit_trees(
         "num_leaves": spec.leaves,
         "learning_rate": spec.learning_rate,
         "min_data_in_leaf": spec.rows_per_leaf,
+        "feature_pre_filter": False,  # or else nothing may be left, and an objective of ours is refused then
         "seed": seed,
         "deterministic": True,
         "force_row_wise": True,
@@ -92,7 +98,14 @@ def fit_trees(
     callbacks: list[Callable[..., None]] = [lambda now: progress(now.iteration + 1, spec.trees)]
     if held_out:
         callbacks.append(lightgbm.early_stopping(PATIENCE, verbose=False))
-    booster = lightgbm.train(parameters, train, spec.trees, valid_sets=held_out, callbacks=callbacks)
+    try:
+        booster = lightgbm.train(parameters, train, spec.trees, valid_sets=held_out, callbacks=callbacks)
+    except lightgbm.basic.LightGBMError as error:
+        if "num_features" not in str(error):
+            raise
+        raise NothingToLearnError(
+            f"no column tells enough of the {len(data.gain)} training rows from the others; declare features"
+        ) from error
     if data.placed and base:
         raise_first_tree(booster, base)
     (directory / TREES).write_text(booster.model_to_string(), encoding="utf-8")  # up to the best tree
