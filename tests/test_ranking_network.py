@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from shortlist.pipeline.candidates import Candidates
-from shortlist.pipeline.explanation import Predicting
+from shortlist.pipeline.explanation import Predicting, explain
 from shortlist.pipeline.query import Deadline, Query
+from shortlist.pipeline.trace import Paces, Trace
 from shortlist.ranking.linear import Linear, Term
 from shortlist.ranking.network import FAR, Head, Input, Inputs, Network, NetworkError, save_facts
 from shortlist.ranking.scorer import MissingColumnsError
@@ -137,6 +138,10 @@ def test_the_stage_says_how_probable_each_action_is(tmp_path: Path) -> None:
     found = stage.probabilities(QUERY, candidates)
     assert set(found) == {"click", "hide"}
     np.testing.assert_allclose(found["click"] - 2 * found["hide"], stage.score(QUERY, candidates))
+    trace = Trace(QUERY.deadline, Paces())
+    explained = explain(QUERY, trace, {}, [f"i{n}" for n in range(40)], candidates, stage, {})["items"]
+    assert explained[3]["probabilities"] == {name: float(column[3]) for name, column in found.items()}
+    assert [step.verb for step in trace.steps] == ["explain", "predict"]
     assert RankerStage("order", Linear([Term("a", False, 0, 1, 1, 0)], 0.0)).probabilities(QUERY, candidates) == {}
 
 
