@@ -139,7 +139,7 @@ def test_the_stage_says_how_probable_each_action_is(tmp_path: Path) -> None:
     assert set(found) == {"click", "hide"}
     np.testing.assert_allclose(found["click"] - 2 * found["hide"], stage.score(QUERY, candidates))
     trace = Trace(QUERY.deadline, Paces())
-    explained = explain(QUERY, trace, {}, [f"i{n}" for n in range(40)], candidates, stage, {})["items"]
+    explained = explain(QUERY, trace, {}, [f"i{n}" for n in range(40)], candidates, stage, {}, {})["items"]
     assert explained[3]["probabilities"] == {name: float(column[3]) for name, column in found.items()}
     assert [step.verb for step in trace.steps] == ["explain", "predict"]
     assert RankerStage("order", Linear([Term("a", False, 0, 1, 1, 0)], 0.0)).probabilities(QUERY, candidates) == {}
