@@ -31,7 +31,7 @@ HELD_OUT, FEWEST, MOST_ASKED, DEPTH = 0.1, 5, 2_000, 20
 """The share of a user's actions that is held out, of users with so many at least, of so many users at most; NDCG@."""
 SURE = 1.0
 """Standard errors by which a setting must be better than the default one to be chosen."""
-RIDGE, RIDGES, RIDGE_ITEMS = 100.0, (10.0, 30.0, 100.0, 300.0, 1000.0), 2_000
+RIDGE, RIDGES, RIDGE_ITEMS = 100.0, (30.0, 100.0, 300.0, 1000.0), 1_000
 """The default ridge, those it has to beat, and the items to choose by."""
 BLOCK, ASKED_AT_ONCE = 1_024, 128
 
