@@ -25,7 +25,7 @@ from shortlist.retrieval.factors import Factors
 from shortlist.retrieval.item_weights import ItemWeights
 from shortlist.retrieval.specs import CoVisitation, GraphFilter, HistorySpec, LinearAutoencoder, MatrixFactorisation
 from shortlist.training.factors import fit_factors
-from shortlist.training.item_weights import Interactions, fit_item_weights
+from shortlist.training.item_weights import Interactions, fit_item_weights, hits_of, ndcg_of
 
 K, BLOCK = 20, 512
 DATA = Path(os.environ.get("SHORTLIST_DATA", "../shared/data")) / "gowalla"
@@ -149,7 +149,7 @@ def measure(scores: Scores, train: Any, test: Any, users: NDArray[np.int64]) -> 
     recall, ndcg = [], []
     for start in range(0, len(users), BLOCK):
         block = users[start : start + BLOCK]
-        found = judge(scores(train[block]).copy(), train[block], test[block])
+        found = judge(scores(train[block]), train[block], test[block])
         recall.append(found[0])
         ndcg.append(found[1])
     return float(np.concatenate(recall).mean()), float(np.concatenate(ndcg).mean())
@@ -157,14 +157,8 @@ def measure(scores: Scores, train: Any, test: Any, users: NDArray[np.int64]) -> 
 
 def judge(scores: NDArray[np.float32], known: Any, relevant: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Recall@20 and NDCG@20 of each user."""
-    scores[known.nonzero()] = -np.inf
-    top = np.argpartition(-scores, K, axis=1)[:, :K]
-    top = np.take_along_axis(top, np.argsort(-np.take_along_axis(scores, top, 1), axis=1, kind="stable"), 1)
-    hits = np.take_along_axis(relevant.toarray(), top, 1)
-    count = np.diff(relevant.indptr)
-    discounts = 1 / np.log2(np.arange(2, K + 2))
-    ideal = np.cumsum(discounts)[np.minimum(count, K) - 1]
-    return hits.sum(axis=1) / count, hits @ discounts / ideal
+    recall = hits_of(scores, known, relevant, K).sum(axis=1) / np.diff(relevant.indptr)
+    return np.asarray(recall, np.float64), ndcg_of(scores, known, relevant, K)
 
 
 def choose(parts: Mapping[str, Scores], known: Any, held: Any, users: NDArray[np.int64]) -> dict[str, float]:
@@ -178,7 +172,7 @@ def choose(parts: Mapping[str, Scores], known: Any, held: Any, users: NDArray[np
         found = []
         for block, scores in zip(blocks, held_scores, strict=True):
             total = sum(np.float32(share) * scores[name] for name, share in shares.items())
-            found.append(judge(np.asarray(total, np.float32), known[block], held[block])[1])
+            found.append(ndcg_of(np.asarray(total, np.float32), known[block], held[block], K))
         return float(np.concatenate(found).mean())
 
     shares = {name: float(name == names[0]) for name in names}

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from shortlist.ranking.scoring import load_scorer
 from shortlist.ranking.specs import BoostedTrees, DeepCross, LambdaMART, LogisticRegression, RankerSpec
-from shortlist.training import rankers
-from shortlist.training.rankers import NothingToLearnError, RankingData, fit_ranker, log_loss, newton
+from shortlist.training import linear, rankers
+from shortlist.training.linear import log_loss, newton
+from shortlist.training.rankers import NothingToLearnError, RankingData, fit_ranker
 
 SPECS: list[RankerSpec] = [
     LogisticRegression(),
@@ -195,10 +196,10 @@ def test_logistic_regression_stands_where_its_gradient_is_zero() -> None:
 
 def test_the_penalty_is_the_one_that_held_out_requests_prefer(tmp_path: Path) -> None:
     strong = fit_ranker(LogisticRegression(), world(1), world(2), tmp_path, seed=3)
-    assert strong.figures["penalty"] < max(rankers.PENALTIES)
+    assert strong.figures["penalty"] < max(linear.PENALTIES)
     noise = np.random.default_rng(0)
     one, two = (dataclasses.replace(world(seed), gain=noise.permutation(world(seed).gain)) for seed in (1, 2))
-    assert fit_ranker(LogisticRegression(), one, two, tmp_path, seed=3).figures["penalty"] == max(rankers.PENALTIES)
+    assert fit_ranker(LogisticRegression(), one, two, tmp_path, seed=3).figures["penalty"] == max(linear.PENALTIES)
 
 
 def test_heavy_tails_are_taken_by_their_logarithm(tmp_path: Path) -> None:
@@ -227,7 +228,7 @@ def test_newtons_method_survives_perfect_separation() -> None:
 def test_more_rows_than_logistic_regression_needs_are_drawn_by_the_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rankers, "LINEAR_ROWS", 1000)
+    monkeypatch.setattr(linear, "LINEAR_ROWS", 1000)
     for run, seed in (("one", 3), ("two", 3), ("other", 4)):
         fit_ranker(LogisticRegression(), world(1, requests=400), None, tmp_path / run, seed)
     one, two, other = ((tmp_path / run / "linear.json").read_bytes() for run in ("one", "two", "other"))

@@ -21,6 +21,7 @@ from shortlist.features.table import FeatureTable
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Deadline, Query
 from shortlist.pipeline.stages import Filter
+from shortlist.retrieval import popular
 from shortlist.retrieval.catalogue import Catalogue
 from shortlist.retrieval.eligibility import Available, Excluded, NotSeen, eligible
 from shortlist.retrieval.fresh import FreshSource
@@ -161,6 +162,17 @@ def test_behind_the_scenes_counts_are_renewed_without_a_wait(world: World) -> No
     world.add(*(watched(f"u{n}", "hit") for n in range(9)))
     deadline = time.monotonic() + 10
     while world.names(source.propose(ask(now=101 * DAY + 6_000))) != ["hit"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_counting_in_portions_counts_everything_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(popular, "PORTION", 2)
+    source = world.popular(3, filters=False, refresh_ms=5_000, behind=True)
+    source.propose(ask())
+    world.add(*(watched(f"u{n}", name) for n in range(9) for name in ("last", "hit")), watched("v", "last"))
+    deadline = time.monotonic() + 10
+    while world.names(source.propose(ask(now=101 * DAY + 600_000))) != ["last", "hit", "good"]:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
+from shortlist.onnx_session import session_of
 from shortlist.ranking.linear import standardised
 from shortlist.ranking.scorer import ColumnFinder, Matrix, as_matrix
 
@@ -172,15 +172,3 @@ def save_facts(directory: Path, inputs: Sequence[Input], heads: Sequence[Head]) 
     """Write everything but the model."""
     facts = {"inputs": [asdict(each) for each in inputs], "heads": [asdict(head) for head in heads]}
     (directory / FACTS).write_text(json.dumps(facts, indent=1, allow_nan=False), encoding="utf-8")
-
-
-def session_of(path: Path) -> Any:
-    """An ONNX model ready to run on the caller's thread. Raises ValueError when it is damaged."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    content = path.read_bytes()
-    try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the errors of onnxruntime have no class in common but this one
-        raise ValueError(f"{path.name} is no model that can be run: {error}") from error

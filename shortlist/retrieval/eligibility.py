@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +11,11 @@ from shortlist.features.hashing import hash_of
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Query
 from shortlist.pipeline.stages import Filter
-from shortlist.retrieval.catalogue import Catalogue
+from shortlist.retrieval.catalogue import Catalogue, Items
 
 Mask = NDArray[np.bool_]
+LOOKS = (1.25, 4.0)
+"""Times its quota that a source looks at, one after the other; then at everything."""
 
 
 class Available:
@@ -68,6 +70,21 @@ class NotSeen:
         }
         read = self.catalogue.table.read(ids, query.now, columns=self.features)
         return np.asarray(~(read.values > 0).any(axis=0), np.bool_)
+
+
+def first_eligible(
+    filters: Sequence[Filter], query: Query, quota: int, total: int, top: Callable[[int], Items]
+) -> Candidates:
+    """The first `quota` eligible items of an order of `total`, of which `top(n)` is about the first n.
+
+    Little is looked at first, because an order is sorted only as far as it is looked at, and a filter reads features.
+    """
+    found = Candidates(np.empty(0, np.int32))
+    for look in (*(int(look * quota) for look in LOOKS), total):
+        found = eligible(filters, query, Candidates(top(min(look, total))))
+        if len(found) >= quota or look >= total:
+            break
+    return found.take(np.arange(quota)) if len(found) > quota else found
 
 
 def eligible(filters: Sequence[Filter], query: Query, candidates: Candidates) -> Candidates:

@@ -21,14 +21,12 @@ from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Query
 from shortlist.pipeline.stages import Filter
 from shortlist.retrieval.alignment import Alignment
-from shortlist.retrieval.catalogue import Catalogue
-from shortlist.retrieval.eligibility import eligible
+from shortlist.retrieval.catalogue import Catalogue, Items
+from shortlist.retrieval.eligibility import first_eligible
 from shortlist.retrieval.index import Rows
 
 WEIGHTS = "weights.npz"
 Sums = NDArray[np.float32]
-LOOKS = (1.25, 4.0)
-"""Times its quota that the source looks at, one after the other; then at everything that has a weight."""
 
 
 @njit(
@@ -128,13 +126,12 @@ class HistorySource:
         """At most `quota` eligible items, greatest sum first; ties in order of hash."""
         sums = self.sums(query)
         positive = np.flatnonzero(sums > 0)
-        found = Candidates(np.empty(0, np.int32))
-        for look in (*(int(look * self.quota) for look in LOOKS), len(positive)):
-            items = self.alignment.items_of(greatest(sums, positive, look))
-            found = eligible(self.filters, query, Candidates(items[items >= 0]))
-            if len(found) >= self.quota or look >= len(positive):
-                break
-        return found.take(np.arange(min(self.quota, len(found))))
+
+        def top(n: int) -> Items:
+            items = self.alignment.items_of(greatest(sums, positive, n))
+            return items[items >= 0]
+
+        return first_eligible(self.filters, query, self.quota, len(positive), top)
 
     def describe(self, query: Query, candidates: Candidates) -> Candidates:
         """The same candidates with the column `<name>_score`."""

@@ -14,10 +14,8 @@ from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Query
 from shortlist.pipeline.stages import Filter
 from shortlist.retrieval.catalogue import Catalogue, Items
-from shortlist.retrieval.eligibility import eligible
+from shortlist.retrieval.eligibility import LOOKS, eligible, first_eligible
 
-LOOKS = (1.2, 4.0)
-"""Times its quota that the source looks at, one after the other; then at everything, which is sorted only then."""
 PORTION, PAUSE_SECONDS = 4_096, 0.0005
 """Items that are counted at once behind the requests, and the pause after them: other readers get their turn."""
 LEISURE = 50
@@ -81,16 +79,10 @@ class PopularSource:
     def propose(self, query: Query) -> Candidates:
         """At most `quota` eligible items, most popular first; fewer only where fewer are eligible."""
         counts = self._fresh(query.now)
-        quota = len(counts.values) if self.quota is None else self.quota
-        found = Candidates(NO_ITEMS)
-        for look in (*self._looks(), len(counts.values)):
-            found = eligible(self.filters, query, Candidates(counts.top(look)))
-            if len(found) >= quota:
-                break
-        return found.take(np.arange(quota)) if len(found) > quota else found
-
-    def _looks(self) -> list[int]:
-        return [] if self.quota is None else [int(look * self.quota) for look in LOOKS]
+        everything = len(counts.values)
+        if self.quota is None:
+            return eligible(self.filters, query, Candidates(counts.top(everything)))
+        return first_eligible(self.filters, query, self.quota, everything, counts.top)
 
     def popularity(self, now: int) -> NDArray[np.float64]:
         """Each item's popularity as of `now`, read from the table at this moment."""
@@ -111,8 +103,7 @@ class PopularSource:
     def _reread(self, now: int) -> None:
         try:
             counts = self._read(now, PORTION)
-            for look in self._looks()[:1] or [len(counts.values)]:
-                counts.top(look)
+            counts.top(len(counts.values) if self.quota is None else int(LOOKS[0] * self.quota))
             self._counts = counts
         finally:
             self._reading.release()
@@ -129,6 +120,3 @@ class PopularSource:
             values[part] = self.gains @ np.nan_to_num(read.values)
             position = min(position, read.position)
         return Counts(values, position, now, (time.perf_counter() - begun) * 1000)
-
-
-NO_ITEMS: Items = np.empty(0, np.int32)

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from shortlist.features.entities import EVERYTHING_KNOWN, Entities, Ragged
 from shortlist.features.hashing import Hashes, hash_strings
 from shortlist.features.index import KeyIndex
+from shortlist.onnx_session import session_of
 from shortlist.retrieval.index import Index, Rows, Vectors
 
 AttributeColumn = NDArray[np.float64] | Ragged
@@ -196,18 +196,6 @@ class Towers:
         if (len(tables[0]), len(tables[1]), len(index)) != sizes:
             raise ValueError(f"the towers in {directory} do not fit together: files of different trainings?")
         return cls(session, facts, (users, tables[0]), (items, tables[1]), categories, index)
-
-
-def session_of(path: Path) -> Any:
-    """An ONNX model ready to run on one thread. Raises ValueError when it is damaged."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    content = path.read_bytes()
-    try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the errors of onnxruntime have no class in common but this one
-        raise ValueError(f"{path.name} is no model that can be run: {error}") from error
 
 
 def context_columns(

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from shortlist.ranking.scoring import TREES
 from shortlist.ranking.specs import BoostedTrees
-from shortlist.training.rankers import Fit, NothingToLearnError, Progress, RankingData, place_log_odds
+from shortlist.training.linear import place_log_odds
+from shortlist.training.rankers import Fit, NothingToLearnError, Progress, RankingData
 
 if TYPE_CHECKING:
     import lightgbm
@@ -63,21 +64,6 @@ def fit_trees(
     import lightgbm  # takes a second, and only trees need it
 
     gains = np.unique(np.concatenate([[0.0], data.gain, validation.gain if validation else []]))
-    parameters: dict[str, Any] = {
-        "objective": LIGHTGBMS_OWN.get(spec.objective) or RankNet.of(data, seed),
-        "label_gain": gains.tolist(),
-        "metric": "ndcg",
-        "eval_at": [10],
-        "num_leaves": spec.leaves,
-        "learning_rate": spec.learning_rate,
-        "min_data_in_leaf": spec.rows_per_leaf,
-        "feature_pre_filter": False,  # or else nothing may be left, and an objective of ours is refused then
-        "seed": seed,
-        "deterministic": True,
-        "force_row_wise": True,
-        "num_threads": THREADS if data.matrix.size >= MANY_VALUES else 1,
-        "verbosity": -1,
-    }
 
     def dataset(rows: RankingData, reference: lightgbm.Dataset | None = None) -> lightgbm.Dataset:
         if rows.sizes.max() > GROUP_LIMIT:
@@ -99,7 +85,9 @@ def fit_trees(
     if held_out:
         callbacks.append(lightgbm.early_stopping(PATIENCE, verbose=False))
     try:
-        booster = lightgbm.train(parameters, train, spec.trees, valid_sets=held_out, callbacks=callbacks)
+        booster = lightgbm.train(
+            parameters_of(spec, data, gains, seed), train, spec.trees, valid_sets=held_out, callbacks=callbacks
+        )
     except lightgbm.basic.LightGBMError as error:
         if "num_features" not in str(error):
             raise
@@ -113,6 +101,25 @@ def fit_trees(
     if held_out:
         figures["held_out_ndcg@10"] = float(booster.best_score["valid_0"]["ndcg@10"])
     return Fit("trees", figures)
+
+
+def parameters_of(spec: BoostedTrees, data: RankingData, gains: NDArray[np.float64], seed: int) -> dict[str, Any]:
+    """What LightGBM is told; `gains` is the gain of each label."""
+    return {
+        "objective": LIGHTGBMS_OWN.get(spec.objective) or RankNet.of(data, seed),
+        "label_gain": gains.tolist(),
+        "metric": "ndcg",
+        "eval_at": [10],
+        "num_leaves": spec.leaves,
+        "learning_rate": spec.learning_rate,
+        "min_data_in_leaf": spec.rows_per_leaf,
+        "feature_pre_filter": False,  # or else nothing may be left, and an objective of ours is refused then
+        "seed": seed,
+        "deterministic": True,
+        "force_row_wise": True,
+        "num_threads": THREADS if data.matrix.size >= MANY_VALUES else 1,
+        "verbosity": -1,
+    }
 
 
 def log_odds(data: RankingData) -> float:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shortlist.training.rankers import log_loss, newton
+from shortlist.training.linear import log_loss, newton
 
 PRIOR = 4.0
 """The slope is believed to be 1 with a deviation of 1/2, before any row is seen."""

@@ -28,12 +28,7 @@ ROUNDS, SPARE = 4, 32
 WIDTH = 64
 
 
-@njit(
-    "void(int32[::1], int32[::1], float32[::1], Array(float32, 2, 'C', readonly=True), float32[:,::1])",
-    parallel=True,
-    fastmath=True,
-    cache=True,
-)
+@njit(parallel=True, fastmath=True, cache=True)  # without a signature it is compiled when a source needs it
 def _product(starts, columns, values, dense, out):  # type: ignore[no-untyped-def]
     """A sparse matrix times a dense one, row by row: every row is summed by one thread, always in the same order."""
     for row in prange(len(starts) - 1):

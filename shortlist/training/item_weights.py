@@ -112,15 +112,20 @@ class Exam:
 
 def ndcg_of(scores: Matrix, known: Sparse, held: Sparse, depth: int = DEPTH) -> NDArray[np.float64]:
     """NDCG@depth of each row, all items ranked but the known ones; NaN where nothing is held out."""
+    hits = hits_of(scores, known, held, depth)
+    discounts = 1 / np.log2(np.arange(2, hits.shape[1] + 2))
+    ideal = np.concatenate([[np.nan], np.cumsum(discounts)])[np.minimum(np.diff(held.indptr), hits.shape[1])]
+    return np.asarray(hits @ discounts / ideal)
+
+
+def hits_of(scores: Matrix, known: Sparse, held: Sparse, depth: int) -> Matrix:
+    """1 for each of the first `depth` items of a row, the known ones left out, that is held out, best first."""
     scores = scores.copy()
     scores[known.nonzero()] = -np.inf
     depth = min(depth, scores.shape[1])
     top = np.argpartition(-scores, depth - 1, axis=1)[:, :depth]
     top = np.take_along_axis(top, np.argsort(-np.take_along_axis(scores, top, 1), axis=1, kind="stable"), 1)
-    hits = np.take_along_axis(held.toarray(), top, 1)
-    discounts = 1 / np.log2(np.arange(2, depth + 2))
-    ideal = np.concatenate([[np.nan], np.cumsum(discounts)])[np.minimum(np.diff(held.indptr), depth)]
-    return np.asarray(hits @ discounts / ideal)
+    return np.asarray(np.take_along_axis(held.toarray(), top, 1), np.float32)
 
 
 def proven(found: Mapping[Any, NDArray[np.float64]], default: Any) -> Any:
@@ -175,11 +180,10 @@ def _(
     earlier: Figures | None,  # noqa: ARG001
     step: Share,
 ) -> tuple[Kept, Figures]:
-    forth = Graph.of(acts.matrix()).forth
-    back = sparse.csr_matrix(forth.T)
+    graph = Graph.of(acts.matrix())
     kept: Kept = ([], [])
     for start in range(0, len(acts.items), BLOCK):
-        product = (back[start : start + BLOCK] @ forth).tocsr()
+        product = (graph.back[start : start + BLOCK] @ graph.forth).tocsr()
         for row in range(product.shape[0]):
             part = slice(product.indptr[row], product.indptr[row + 1])
             columns, values = product.indices[part], product.data[part]

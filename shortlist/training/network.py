@@ -23,8 +23,9 @@ from torch.nn import functional
 from shortlist.ranking.network import NETWORK, Head, Input, Inputs, save_facts
 from shortlist.ranking.specs import DeepCross
 from shortlist.training.calibration import Floats, Sigmoid, calibrate, calibration_figures
+from shortlist.training.linear import Shape, log_loss
 from shortlist.training.network_model import DeepCrossNetwork, places_of, write_onnx
-from shortlist.training.rankers import Fit, NothingToLearnError, Progress, RankingData, Shape, log_loss
+from shortlist.training.rankers import Fit, NothingToLearnError, Progress, RankingData
 from shortlist.training.towers import deterministic
 
 ACTED = "acted"

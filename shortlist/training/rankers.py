@@ -7,7 +7,7 @@ loaded and what it scores is the business of `shortlist.ranking`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import singledispatch
 from pathlib import Path
@@ -15,32 +15,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shortlist.ranking.linear import HUGE, Linear, Term, standardised
-from shortlist.ranking.scoring import DESCRIPTION, LINEAR
+from shortlist.ranking.scoring import DESCRIPTION
 from shortlist.ranking.specs import BoostedTrees, DeepCross, LogisticRegression, RankerSpec
-from shortlist.training.metrics import ndcg, ordered_gains
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps at most)."""
 
 PLACE = "place at which it was shown"
 """Columns have identifiers for names, so that no feature is called so."""
-
-PENALTIES = (0.03, 0.01, 0.003, 0.001, 0.0001)
-"""L2 strengths tried, per row and in units of standardised columns."""
-
-DEPTH = 10
-
-PLACE_PENALTY = 0.001
-
-LINEAR_ROWS = 100_000
-"""A hundred weights need no more rows than this; of more, so many are drawn."""
-
-SKEWED = 1.0
-"""Columns without negative values and with more skewness than this (half an exponential's) are taken by their
-logarithm: counts grow with the log, and a weight on a count itself would say ever more."""
-
-NEWTON_STEPS = 50
 
 
 class NothingToLearnError(ValueError):
@@ -254,152 +236,6 @@ def _(
     seed: int,
     progress: Progress,
 ) -> Fit:
-    if data.placed:  # held-out rows are as serving is: neutral to the place
-        data, validation = data.with_place(), validation and replace(validation, rank=None).with_place()
-    matrix, acted = drawn(data, seed)
-    shape = Shape.of(matrix)
-    design = shape.design(matrix)
-    held_out = validation if validation is not None and validation.mixed else None
-    weights = np.zeros(len(design))
-    tried: list[tuple[float, NDArray[np.float64], NDArray[np.float64]]] = []
-    for number, penalty in enumerate(PENALTIES if held_out else PENALTIES[:1]):
-        weights = newton(design, acted, weights, penalty)
-        quality = ndcg_of(held_out, weights @ shape.design(held_out.matrix)) if held_out else np.zeros(1)
-        tried.append((penalty, weights, quality))
-        progress(number + 1, len(PENALTIES))
-    penalty, weights, quality = simplest(tried)
-    linear = shape.linear(data.names, weights)
-    Linear([term for term in linear.terms if term.column != PLACE], linear.bias).save(directory / LINEAR)
-    figures = {"penalty": penalty, "log_loss": log_loss(weights @ design, acted)}
-    return Fit("linear", {**figures, "held_out_ndcg@10": float(quality.mean())} if held_out else figures)
+    from shortlist.training.linear import fit_linear
 
-
-def ndcg_of(data: RankingData, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """NDCG@10 of rows ordered by scores, one for each request that has a positive.
-
-    Not their log loss: rows to choose by are all that was retrieved, rows to learn from are drawn, so that the
-    probabilities of one are wrong for the other, and the least wrong are those that say little.
-    """
-    gains, relevant = ordered_gains(data.sizes, data.gain, scores, DEPTH)
-    found = ndcg(gains, relevant, DEPTH)
-    return np.asarray(found[~np.isnan(found)])
-
-
-def simplest(
-    tried: Sequence[tuple[float, NDArray[np.float64], NDArray[np.float64]]],
-) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
-    """The first of those tried (the strongest penalty) that the best is not ahead of by a standard error.
-
-    Hastie, Tibshirani, Friedman, The elements of statistical learning, 2009, section 7.10; errors paired by request.
-    """
-    best = max(tried, key=lambda each: each[2].mean())[2]
-
-    def behind(quality: NDArray[np.float64]) -> bool:
-        gain = best - quality
-        return bool(gain.mean() > gain.std(ddof=1) / len(gain) ** 0.5) if len(gain) > 1 else False
-
-    return next(each for each in tried if not behind(each[2]))
-
-
-def place_log_odds(data: RankingData, seed: int) -> NDArray[np.float64]:
-    """What the place adds to the log-odds of each row, 0 on average: by logistic regression on it and the columns."""
-    placed = data.with_place()
-    matrix, acted = drawn(placed, seed)
-    shape = Shape.of(matrix)
-    design = shape.design(matrix)
-    weights = newton(design, acted, np.zeros(len(design)), PLACE_PENALTY)
-    place = standardised(placed.matrix[-1:], shape.logarithm[-1:], shape.mean[-1:], shape.scale[-1:])[0]
-    return np.asarray(weights[len(data.names)] * np.nan_to_num(place))
-
-
-def drawn(data: RankingData, seed: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """The columns of at most `LINEAR_ROWS` rows, and which of them were acted on."""
-    if len(data.gain) <= LINEAR_ROWS:
-        return data.matrix, data.gain > 0
-    rows = np.sort(np.random.default_rng(seed).choice(len(data.gain), LINEAR_ROWS, replace=False))
-    return data.matrix[:, rows], data.gain[rows] > 0
-
-
-@dataclass(frozen=True)
-class Shape:
-    """How columns become standardised ones, and which of them get a second one that says where they are missing."""
-
-    logarithm: NDArray[np.bool_]
-    mean: NDArray[np.float64]
-    scale: NDArray[np.float64]
-    gaps: NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, matrix: NDArray[np.float64]) -> Shape:
-        """Measured on training rows."""
-        logarithm, mean, scale, gaps = [], [], [], []
-        for column in matrix:
-            known = column[np.abs(column) < HUGE]
-            skewed = len(known) > 0 and known.min() >= 0 and skewness(known) > SKEWED
-            if skewed:
-                known = np.log1p(known)
-            logarithm.append(skewed)
-            mean.append(float(known.mean()) if len(known) else 0.0)
-            scale.append(float(known.std()) if len(known) and known.min() < known.max() else 1.0)
-            gaps.append(len(known) < len(column))
-        return cls(np.array(logarithm), np.array([mean]).T, np.array([scale]).T, np.array(gaps))
-
-    def design(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[weights, rows]: the standardised columns (0 where missing), where they are missing, and ones."""
-        values = standardised(matrix, self.logarithm, self.mean, self.scale)
-        missing = np.isnan(values)
-        return np.vstack([np.where(missing, 0.0, values), missing[self.gaps], np.ones(matrix.shape[1])])
-
-    def linear(self, names: tuple[str, ...], weights: NDArray[np.float64]) -> Linear:
-        """The scorer with these weights, in the order of `design`'s rows."""
-        missing = np.zeros(len(names))
-        missing[self.gaps] = weights[len(names) : -1]
-        columns = zip(names, self.logarithm, self.mean[:, 0], self.scale[:, 0], weights, missing, strict=False)
-        terms = [Term(name, bool(logarithm), *map(float, numbers)) for name, logarithm, *numbers in columns]
-        return Linear(terms, float(weights[-1]))
-
-
-def skewness(values: NDArray[np.float64]) -> float:
-    """The third standardised moment; 0 where nothing varies."""
-    deviation = values - values.mean()
-    spread = deviation.std()
-    return float(np.mean((deviation / spread) ** 3)) if spread > 0 else 0.0
-
-
-def log_loss(odds: NDArray[np.float64], acted: NDArray[np.bool_]) -> float:
-    """The mean negative log-likelihood of what happened, given log-odds."""
-    return float(np.mean(np.logaddexp(0.0, np.where(acted, -odds, odds))))
-
-
-def newton(
-    design: NDArray[np.float64],
-    acted: NDArray[np.bool_],
-    weights: NDArray[np.float64],
-    penalty: float,
-    offset: float | NDArray[np.float64] = 0.0,
-) -> NDArray[np.float64]:
-    """The weights that minimise log loss + penalty/2 * |weights|^2 (the last weight, the bias, is free).
-
-    `offset` are log-odds that are given.
-    """
-    rows = design.shape[1]
-    ridge = np.full(len(design), penalty)
-    ridge[-1] = 1e-9  # only so that the equations have a solution when every row is certain
-
-    def objective(w: NDArray[np.float64]) -> float:
-        return log_loss(offset + w @ design, acted) + 0.5 * float(ridge @ (w * w))
-
-    best = objective(weights)
-    for _step in range(NEWTON_STEPS):
-        chance = 1.0 / (1.0 + np.exp(-np.clip(offset + weights @ design, -500, 500)))
-        gradient = design @ (chance - acted) / rows + ridge * weights
-        curvature = (design * (chance * (1.0 - chance))) @ design.T / rows + np.diag(ridge)
-        direction = np.linalg.solve(curvature, gradient)
-        length = 1.0
-        while objective(weights - length * direction) > best and length > 1e-6:
-            length /= 2
-        weights = weights - length * direction
-        before, best = best, objective(weights)
-        if before - best < 1e-10:
-            break
-    return weights
+    return fit_linear(data, validation, directory, seed, progress)

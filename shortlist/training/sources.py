@@ -71,26 +71,15 @@ def fit_source(
 
 @fit_source.register
 def _(
-    spec: Popular,
+    spec: Popular | Fresh,
     lesson: Lesson,  # noqa: ARG001
     directory: Path,  # noqa: ARG001
     earlier: Figures | None,  # noqa: ARG001
     progress: Progress,
 ) -> Figures:
     progress(f"fit {spec.name}", 1.0)
-    return {"half_life": spec.half_life}  # it reads features: there is nothing to fit and nothing to store
-
-
-@fit_source.register
-def _(
-    spec: Fresh,
-    lesson: Lesson,  # noqa: ARG001
-    directory: Path,  # noqa: ARG001
-    earlier: Figures | None,  # noqa: ARG001
-    progress: Progress,
-) -> Figures:
-    progress(f"fit {spec.name}", 1.0)
-    return {}  # the catalogue's own order is all it needs
+    # they read features and the order of the catalogue: there is nothing to fit and nothing to store
+    return {"half_life": spec.half_life} if isinstance(spec, Popular) else {}
 
 
 @fit_source.register
