@@ -7,7 +7,7 @@ stays within a key), and one row of state at a time is folded while it is in the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,16 +44,17 @@ class Chunk:
     whole: bool
 
 
-def replay(log: EventLog, features: FeatureSet, rows: Rows) -> Columns:
+def replay(log: EventLog, features: FeatureSet, rows: Rows, columns: Sequence[str] | None = None) -> Columns:
     """The columns and lists of every row, in the rows' order, each knowing exactly the events before its position.
 
-    All columns that the ids of `rows` are enough for; equal to the last bit to what a FeatureTable at that position
-    reads. Memory: one chunk of the log, and the result. Raises ValueError where ids, positions and times do not fit.
+    Just those of the names `columns`, or all that the ids of `rows` are enough for; equal to the last bit to what a
+    FeatureTable at that position reads. Memory: one chunk of the log, and the result. Raises ValueError where ids,
+    positions and times do not fit, KeyError for an unknown name.
     """
     hashes = {name: hashes_of(ids) for name, ids in rows.ids.items()}
     position, now = np.asarray(rows.position, np.int64), np.asarray(rows.now, np.int64)
     check_rows(log, hashes, position, now)
-    plan = Planner(features, features.readable(hashes)).plan()
+    plan = Planner(features, features.readable(hashes) if columns is None else columns).plan()
     return _Replay(features, plan, hashes, position, now).run(log, rows)
 
 
@@ -173,12 +174,16 @@ class _Replay:
             starts = np.searchsorted(owners, np.arange(len(positions) + 1))
             average(out, starts, np.arange(len(plan.targets)), filled)
             self.by_row[np.ix_(chunk.rows, plan.targets)] = filled.T
-        self._keep_lists(plan, chunk, block if owners is not None else block[chunk.rows], owners)
+        whole = owners is not None or len(chunk.rows) == self.length
+        self._keep_lists(plan, chunk, block if whole else block[chunk.rows], owners)
 
     def _keep_lists(
         self, plan: GroupPlan, chunk: Chunk, block: NDArray[np.int64], owners: NDArray[np.intp] | None
     ) -> None:
         for name, values in named_lists(plan, block, owners, len(chunk.rows)).items():
+            if len(chunk.rows) == self.length:
+                self.lists[name] = values
+                continue
             if name not in self.lists:
                 self.lists[name] = np.empty((self.length, values.shape[1]), values.dtype)
             self.lists[name][chunk.rows] = values

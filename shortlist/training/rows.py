@@ -222,4 +222,5 @@ def drawn(
 def columns_of(log: EventLog, features: FeatureSet, project: Project, rows: Judged) -> Columns:
     """Every feature of every row, replayed to the moment of its request."""
     ids = {project.user.name: rows.user, project.item.name: rows.item}
-    return replay(log, features, Rows(ids, rows.position, rows.now))
+    columns = [name for name in features.columns if features.needs(name) <= ids.keys()]
+    return replay(log, features, Rows(ids, rows.position, rows.now), columns)

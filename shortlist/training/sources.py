@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shortlist.events.log import EventLog
 from shortlist.features.columns import Rows
+from shortlist.features.hashing import Hashes
 from shortlist.features.program import FeatureSet
 from shortlist.features.replay import replay
 from shortlist.pipeline.candidates import Column
@@ -136,10 +138,18 @@ def examples_of(spec: TwoTower, lesson: Lesson) -> TowerExamples:
 
     found = lesson.positives.newest(MOST_EXAMPLES)
     users = lesson.known.users.hashes[found.user]
-    read = replay(lesson.log, lesson.features, Rows({lesson.project.user.name: users}, found.position, found.at))
+    histories = histories_of(lesson, spec.history.name, users, found.position, found.at)
     columns = attributes_of(lesson.known.users, spec.user_attributes, users, found.position)
     items = lesson.known.items.hashes[found.item]
-    return TowerExamples(users, read[spec.history.name], items, found.at, columns)
+    return TowerExamples(users, histories, items, found.at, columns)
+
+
+def histories_of(
+    lesson: Lesson, name: str, users: Hashes, position: NDArray[np.int64], now: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The list feature `name` of users at their moments, shape (n, h): hashes, newest first, 0 where it is shorter."""
+    read = replay(lesson.log, lesson.features, Rows({lesson.project.user.name: users}, position, now), [name])
+    return read.lists[name]
 
 
 @singledispatch
@@ -150,10 +160,9 @@ def row_columns(spec: object, lesson: Lesson, directory: Path, rows: Judged) -> 
 
 @row_columns.register
 def _(spec: HistorySpec, lesson: Lesson, directory: Path, rows: Judged) -> Mapping[str, Column]:
-    model, user = ItemWeights.load(directory), lesson.project.user.name
+    model = ItemWeights.load(directory)
     _, first, counts = np.unique(rows.request, return_index=True, return_counts=True)
-    asked = Rows({user: rows.user[first]}, rows.position[first], rows.now[first])
-    histories = replay(lesson.log, lesson.features, asked)[spec.history.name]
+    histories = histories_of(lesson, spec.history.name, rows.user[first], rows.position[first], rows.now[first])
     items, scores = model.rows_of(rows.item), np.full(len(rows), np.nan)
     for start, count, history in zip(first, counts, histories, strict=True):
         sums = model.sums(distinct(history))
@@ -166,12 +175,11 @@ def _(spec: HistorySpec, lesson: Lesson, directory: Path, rows: Judged) -> Mappi
 @row_columns.register
 def _(spec: TwoTower | MatrixFactorisation, lesson: Lesson, directory: Path, rows: Judged) -> Mapping[str, Column]:
     model: VectorModel = Towers.load(directory) if isinstance(spec, TwoTower) else Factors.load(directory)
-    user = lesson.project.user.name
     _, first, request = np.unique(rows.request, return_index=True, return_inverse=True)
     users, position, now = rows.user[first], rows.position[first], rows.now[first]
-    read = replay(lesson.log, lesson.features, Rows({user: users}, position, now))
+    histories = histories_of(lesson, model.history, users, position, now)
     columns = attributes_of(lesson.known.users, model.columns, users, position)
-    vectors = model.user_vectors(users, read[model.history], columns)
+    vectors = model.user_vectors(users, histories, columns)
     says = np.asarray(vectors.any(axis=1))
     items, scores = model.rows_of(rows.item), np.full(len(rows), np.nan)
     for start in range(0, len(rows), BLOCK):
