@@ -221,9 +221,9 @@ def autoencoder(matrix: Sparse, ridge: float) -> Matrix:
     gram = np.asarray((matrix.T @ matrix).toarray(), np.float64)
     gram[np.diag_indices_from(gram)] += ridge
     factor, _ = linalg.lapack.dpotrf(gram, lower=True, overwrite_a=True)
-    half, _ = linalg.lapack.dpotri(factor, lower=True, overwrite_c=True)  # the lower triangle of the inverse
-    inverse = np.tril(half) + np.tril(half, -1).T
-    weights: Matrix = (inverse / -np.diag(inverse)).astype(np.float32)
+    half, _ = linalg.lapack.dpotri(factor, lower=True, overwrite_c=True)  # the lower triangle of the inverse, else 0
+    scale = -np.diag(half).copy()
+    weights: Matrix = ((half + half.T) / scale).astype(np.float32)  # but for the diagonal
     np.fill_diagonal(weights, 0.0)
     return weights
 
