@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortlist.retrieval.index import CODES, FACTS, VECTORS, Index, Vectors
+from shortlist.retrieval import costs
+from shortlist.retrieval.index import CODES, FACTS, VECTORS, Among, Index, Vectors
 from shortlist.retrieval.ladder import FACTORS, LADDER, Code, build_index, climb, recall_of
 
 
@@ -100,6 +101,61 @@ def test_the_least_refining_that_is_enough_is_found() -> None:
         assert rung.factor > FACTORS[0]
         less = Index(exact.flat, rung.codes, FACTORS[FACTORS.index(rung.factor) - 1])
         assert recall_of(less.search(queries, 20)[1], worst)[1] < target
+
+
+def found_among(index: Index, queries: Vectors, k: int, mask: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> float:
+    """The recall of a search among some rows; nothing else is found, exact products fall along the answer."""
+    rows, scores = index.search(queries, k, Among.mask(mask))
+    assert rows.shape == scores.shape == (len(queries), min(k, int(mask.sum())))
+    assert mask[rows].all()
+    assert (np.diff(scores, axis=1) <= 0).all()
+    own = np.flatnonzero(mask)
+    true = own[brute_force(index.vectors[own], queries, k)]
+    assert all(len(set(row.tolist())) == len(row) for row in rows)
+    return float(np.mean([np.isin(right, row).mean() for row, right in zip(rows, true, strict=True)]))
+
+
+@pytest.mark.parametrize("way", ["cheaper", "codes", "exact"])
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 1.0])
+def test_among_any_share_of_the_rows_as_many_are_found_as_among_all(
+    coded: Index, monkeypatch: pytest.MonkeyPatch, share: float, way: str
+) -> None:
+    if way != "cheaper":
+        monkeypatch.setattr(costs, "compare", lambda *_: float("inf") if way == "codes" else 0.0)
+    queries = clustered(20_100, 48)[-100:]
+    mask = np.random.default_rng(1).random(len(coded)) < share
+    assert found_among(coded, queries, 50, mask) >= (1.0 if way == "exact" else 0.98)
+
+
+@pytest.mark.parametrize("way", ["cheaper", "codes"])
+def test_what_may_be_found_is_found_where_it_is_far_from_the_query(
+    coded: Index, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    if way == "codes":
+        monkeypatch.setattr(costs, "compare", lambda *_: float("inf"))
+    for query in clustered(20_003, 48)[-3:]:
+        products = coded.vectors @ query
+        assert found_among(coded, query[None], 50, products < np.quantile(products, 0.5)) >= 0.98
+
+
+def test_few_rows_are_compared_and_many_are_found_by_their_codes() -> None:
+    """A million vectors of 256 dimensions, 500 of them wanted: what the model of costs makes of it."""
+    index = Index(Index.exact(np.zeros((1, 256), np.float32)).flat, factor=10, facts={"parts": 64})
+    index._n = 1_000_000
+    for share, by_codes in ((0.001, False), (0.01, False), (0.1, True), (0.5, True), (1.0, True)):
+        cheaper = index.cost_by_codes(share, 500 * 10) < costs.compare(int(1_000_000 * share), 256)
+        assert cheaper == by_codes, share
+
+
+def test_among_nothing_or_less_than_was_asked_for_is_ordinary(coded: Index) -> None:
+    query = clustered(1, 48)[0]
+    nothing = np.zeros(len(coded), np.bool_)
+    assert coded.search(query, 5, Among.mask(nothing))[0].shape == (0,)
+    assert coded.search(query[None], 5, Among.mask(nothing))[0].shape == (1, 0)
+    three = nothing.copy()
+    three[[3, 8, 7]] = True
+    assert sorted(coded.search(query, 5, Among.mask(three))[0].tolist()) == [3, 7, 8]
+    assert coded.search(query, 0, Among.mask(three))[0].shape == (0,)
 
 
 def test_few_directions_that_matter_need_few_bits() -> None:

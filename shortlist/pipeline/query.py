@@ -33,8 +33,8 @@ class Deadline:
 class Query:
     """A request for `k` items for `user` as of `now` (ms UTC).
 
-    `items` restricts the candidates to the caller's own. `known` is what the query hydrators learned about it: each
-    name is written once.
+    `items` restricts the candidates to the caller's own, `where` to items that have, of each attribute which it names,
+    one of the values. `known` is what the query hydrators learned about it: each name is written once.
     """
 
     user: str | None
@@ -45,6 +45,7 @@ class Query:
     context: Mapping[str, Any] = field(default_factory=dict)
     items: tuple[str, ...] | None = None
     exclude: frozenset[str] = frozenset()
+    where: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     explain: bool = False
     known: dict[str, Any] = field(default_factory=dict)
 

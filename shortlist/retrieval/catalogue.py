@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from shortlist.features.entities import EVERYTHING_KNOWN
 from shortlist.features.hashing import Hashes, Ids, hash_strings
 from shortlist.features.table import FeatureTable
+from shortlist.retrieval.postings import Postings
 
 Items = NDArray[np.int32]
 
@@ -19,6 +20,7 @@ class Catalogue:
         self.table, self.item = table, item
         self.entities = table.entities[item]
         self._hashes: Hashes = self.entities.hashes
+        self._postings = {name: Postings(self.entities, name) for name in self.entities.attributes}
 
     def __len__(self) -> int:
         return len(self.entities)
@@ -39,6 +41,10 @@ class Catalogue:
             fresh = hash_strings(list(self.entities.ids[len(known) :]))
             self._hashes = known = np.concatenate([known, fresh])
         return known
+
+    def postings(self, attribute: str) -> Postings:
+        """The items of each value of an attribute."""
+        return self._postings[attribute]
 
     def available(self, items: Items) -> NDArray[np.bool_]:
         """False for each item that an event took out of the catalogue; -1, an item that nobody knows, is available."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from shortlist.pipeline.stages import Filter
 from shortlist.retrieval.catalogue import Catalogue, Items
 
 Mask = NDArray[np.bool_]
+ALLOWED = "where"
+"""In `query.known`: the items that the query's `where` means."""
 LOOKS = (1.25, 4.0)
 """Times its quota that a source looks at, one after the other; then at everything."""
 
@@ -48,6 +51,40 @@ class Excluded:
         return ~np.isin(candidates.items, self.catalogue.index_of(sorted(query.exclude)))
 
 
+class Where:
+    """Keeps the items whose attributes have one of the values that the query asks for: a category, a region, in stock.
+
+    Sources look among these items only, however few they are, so that what is found is the best of them. A value that
+    is missing is none that was asked for.
+    """
+
+    name = "where"
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self.catalogue = catalogue
+
+    def learn(self, query: Query) -> Mapping[str, Any]:
+        """The items that are meant, as `where`: a mask over the catalogue. Nothing where the query asks for all."""
+        return {ALLOWED: self.allowed(query)} if query.where else {}
+
+    def allowed(self, query: Query) -> Mask:
+        """True for each item of the catalogue that is meant."""
+        position, size = self.catalogue.table.position, len(self.catalogue)
+        mask = np.ones(size, np.bool_)
+        for name, values in query.where.items():
+            postings = self.catalogue.postings(name)
+            mask &= postings.mask(postings.values_for(values), size, position)
+        return mask
+
+    def keep(self, query: Query, candidates: Candidates) -> Mask:
+        """True for what is meant, as of now."""
+        mask = np.ones(len(candidates), np.bool_)
+        for name, values in query.where.items():
+            postings = self.catalogue.postings(name)
+            mask &= postings.holds(candidates.items, postings.values_for(values))
+        return mask
+
+
 class NotSeen:
     """Drops what the user has acted on before.
 
@@ -70,6 +107,19 @@ class NotSeen:
         }
         read = self.catalogue.table.read(ids, query.now, columns=self.features)
         return np.asarray(~(read.values > 0).any(axis=0), np.bool_)
+
+
+def allowed(query: Query) -> Mask | None:
+    """True for each item of the catalogue that the query's `where` means; None where it means all, or nobody knows."""
+    mask: Mask | None = query.known.get(ALLOWED)
+    return mask
+
+
+def within(mask: Mask, items: Items) -> Mask:
+    """Which of some items, by index, a mask over the catalogue is true for; what is younger than the mask is none."""
+    known: Mask = (items >= 0) & (items < len(mask))
+    known[known] = mask[items[known]]
+    return known
 
 
 def first_eligible(

@@ -10,7 +10,7 @@ from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Query
 from shortlist.pipeline.stages import Filter
 from shortlist.retrieval.catalogue import Catalogue
-from shortlist.retrieval.eligibility import eligible
+from shortlist.retrieval.eligibility import allowed, eligible
 
 AT_ONCE = 256
 """Items that are looked at beyond those still missing, so that few looks are needed when many are not eligible."""
@@ -28,9 +28,12 @@ class FreshSource:
 
     def propose(self, query: Query) -> Candidates:
         """At most `quota` eligible items, newest first; fewer only where fewer are eligible."""
-        found, stop = Candidates(np.empty(0, np.int32)), len(self.catalogue)
+        mask = allowed(query)
+        few = None if mask is None else np.flatnonzero(mask)
+        found, stop = Candidates(np.empty(0, np.int32)), len(self.catalogue) if few is None else len(few)
         while len(found) < self.quota and stop > 0:
             start = max(0, stop - (self.quota - len(found)) - AT_ONCE)
-            newest = Candidates(np.arange(stop - 1, start - 1, -1, dtype=np.int32))
+            places = np.arange(stop - 1, start - 1, -1)
+            newest = Candidates((places if few is None else few[places]).astype(np.int32))
             found, stop = found.followed_by(eligible(self.filters, query, newest)), start
         return found.take(np.arange(min(self.quota, len(found))))

@@ -1,10 +1,17 @@
-"""Which vectors are nearest? An index by inner product: exact, or codes with exact refinement (see `ladder`)."""
+"""Which vectors are nearest? An index by inner product: exact, or codes with exact refinement (see `ladder`).
+
+Where only some rows may be found, few of them are compared exactly, one by one. Of many, the codes find as many
+candidates as hold enough of them, which is looked at and not assumed: those that may be found can lie anywhere. What
+is refined is then just what a search among them alone would refine, so recall is no less than without a condition.
+Which of the two is cheaper is decided by the model of `costs`.
+"""
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +19,30 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from shortlist.retrieval import costs
+
 Vectors = NDArray[np.float32]
 Rows = NDArray[np.int32]
+Mask = NDArray[np.bool_]
 
 VECTORS, CODES, FACTS = "vectors.npy", "codes.faiss", "index.json"
 WRITTEN = frozenset({"n", "dimensions", "factor", "crc32"})
+SPARE = 1.2
+"""Times as many candidates as should hold enough of what may be found, because they are not spread evenly."""
+
+
+@dataclass(frozen=True)
+class Among:
+    """Which rows may be found: at most `count`; `rows()` are all of them, `holds` whether given ones are."""
+
+    count: int
+    rows: Callable[[], Rows]
+    holds: Callable[[Rows], Mask]
+
+    @classmethod
+    def mask(cls, mask: Mask) -> Among:
+        """The rows for which the mask, shape (n,), is true."""
+        return cls(int(np.count_nonzero(mask)), lambda: np.flatnonzero(mask).astype(np.int32), lambda rows: mask[rows])
 
 
 class Index:
@@ -85,19 +111,25 @@ class Index:
         kept: Vectors = faiss.rev_swig_ptr(self.flat.get_xb(), len(self) * self.dimensions)
         return kept.reshape(len(self), self.dimensions)
 
-    def search(self, queries: Vectors, k: int) -> tuple[Rows, Vectors]:
+    def search(self, queries: Vectors, k: int, among: Among | None = None) -> tuple[Rows, Vectors]:
         """The rows of the best `min(k, n)` vectors of each query and their inner products, best first.
 
-        One query of shape (d,) answers with shape (k,), a batch of shape (q, d) with shape (q, k).
+        One query of shape (d,) answers with shape (k,), a batch of shape (q, d) with shape (q, k). With `among` just
+        its rows are found, and n is their number.
         """
-        k = min(k, len(self))
+        k = min(k, len(self) if among is None else among.count)
         batch = np.ascontiguousarray(queries if queries.ndim == 2 else queries[None, :], np.float32)
         if k <= 0 or not len(batch):
             return np.empty((*queries.shape[:-1], max(k, 0)), np.int32), np.empty(
                 (*queries.shape[:-1], max(k, 0)), np.float32
             )
-        scores, rows = self._search(batch, k)
-        narrow = rows.astype(np.int32)
+        rows: NDArray[np.integer[Any]]
+        if among is None:
+            scores, rows = self._search(batch, k)
+        else:
+            found = [self._search_among(query, k, among) for query in batch]
+            scores, rows = np.stack([one[0] for one in found]), np.stack([one[1] for one in found])
+        narrow = rows.astype(np.int32, copy=False)
         return (narrow, scores) if queries.ndim == 2 else (narrow[0], scores[0])
 
     def _search(self, batch: Vectors, k: int) -> tuple[Vectors, NDArray[np.int64]]:
@@ -107,6 +139,40 @@ class Index:
         if found is None or found[1][:, -1].min() < 0:  # codes that all tie can leave places empty
             found = self.flat.search(batch, k)
         return found
+
+    def _search_among(self, query: Vectors, k: int, among: Among) -> tuple[Vectors, Rows]:
+        """One query; the codes look ever further until what they found holds enough, while that is cheaper."""
+        wanted, share = k * self.factor, among.count / self._n
+        while self.codes is not None and self.cost_by_codes(share, wanted) < costs.compare(
+            among.count, self.dimensions
+        ):
+            look = int(SPARE * wanted / share) + 1
+            found = self.codes.search(query[None, :], look)[1][0]
+            found = found[found >= 0].astype(np.int32)
+            kept = found[among.holds(found)][:wanted]
+            if len(kept) == wanted:
+                return self.best(query, kept, k)
+            share = max(len(kept), 1) / look  # what may be found is rarer near the query than elsewhere
+        return self.best(query, among.rows(), k)
+
+    def cost_by_codes(self, share: float, wanted: int) -> float:
+        """What it costs to find so many candidates by their codes where a share of what they find counts."""
+        look = SPARE * wanted / share
+        if look >= self._n:
+            return float("inf")
+        parts = int(self.facts["parts"])
+        return costs.scan(self._n, parts) + costs.sift(int(look)) + costs.refine(wanted, self.dimensions)
+
+    def best(self, query: Vectors, rows: Rows, k: int) -> tuple[Vectors, Rows]:
+        """The exact products of some rows, the best `k` of them, and these rows; best first, ties as given."""
+        products, labels = np.empty(len(rows), np.float32), rows.astype(np.int64)
+        if not len(rows):
+            return products, rows
+        self.flat.compute_distance_subset(
+            1, faiss.swig_ptr(query), len(rows), faiss.swig_ptr(products), faiss.swig_ptr(labels)
+        )
+        chosen = greatest(products, k)
+        return products[chosen], rows[chosen]
 
     def save(self, directory: Path) -> None:
         """Write the vectors, their codes and what is known of them; nothing in there can execute code."""
@@ -136,6 +202,15 @@ class Index:
             raise ValueError(f"the index in {directory} cannot be read ({error}); train again") from error
         held = {name: value for name, value in facts.items() if name not in WRITTEN}
         return cls(cls.exact(vectors).flat, codes, int(facts["factor"]), held)
+
+
+def greatest(products: NDArray[np.floating[Any]], k: int) -> NDArray[np.intp]:
+    """The places of the `k` greatest of some numbers, greatest first; ties in order of place."""
+    chosen = np.arange(len(products))
+    if k < len(products):
+        chosen = np.flatnonzero(products >= np.partition(products, len(products) - k)[len(products) - k])
+    order: NDArray[np.intp] = chosen[np.argsort(-products[chosen], kind="stable")][:k]
+    return order
 
 
 def checksum(path: Path) -> int:

@@ -8,9 +8,8 @@ search, and the cheapest rung that reaches the target, surely and not by the luc
 Learned vectors have few directions that matter, so most rungs first project onto the principal ones, and then rotate
 these at random so that every 4-bit number bears the same load: one number each, and no bits for what is noise.
 
-What is cheap is decided by a model fitted to measurements, not by a clock: the same vectors and seed must give the
-same index. One thread takes about 0.024 ns x vectors x sub-vectors to scan the codes and 1.4 ns x candidates x
-dimensions to refine, on an AVX-512 machine, and sub-vectors beyond the 64th cost more; only the proportion matters.
+What is cheap is decided by a model fitted to measurements (`costs`), not by a clock: the same vectors and seed must
+give the same index.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from shortlist.retrieval import costs
 from shortlist.retrieval.index import Index, Vectors
 
 Progress = Callable[[str, float], None]
@@ -30,10 +30,6 @@ Progress = Callable[[str, float], None]
 
 EXACT_BELOW = 50_000
 FACTORS = (2, 3, 4, 5, 6, 8, 10, 12, 16)
-SCAN_COST, REFINE_COST = 0.023, 1.4
-"""Per vector and sub-vector scanned, and per candidate and dimension refined, in ns."""
-EASILY_SCANNED, OVERLOAD = 64, 2.5
-"""Sub-vectors whose tables fit what the processor keeps at hand; each further one costs this many times as much."""
 WORTH_BUILDING = 1.5
 """A further rung is built only if the best so far costs this many times what that rung costs at the least."""
 QUERIES, TRAINED_ON = 256, 65_536
@@ -57,8 +53,7 @@ class Code:
 
     def cost(self, vectors: int, dimensions: int, k: int, factor: int) -> float:
         """What one search costs, in the unit of the model."""
-        scanned = self.parts + (OVERLOAD - 1) * max(0, self.parts - EASILY_SCANNED)
-        return SCAN_COST * vectors * scanned + REFINE_COST * k * factor * dimensions
+        return costs.scan(vectors, self.parts) + costs.refine(k * factor, dimensions)
 
     def train(self, sample: Vectors, seed: int) -> Any:
         """The empty Faiss index of this code. Dimensions are padded with zeros to a multiple of `parts`."""

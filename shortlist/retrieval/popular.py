@@ -14,7 +14,8 @@ from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Query
 from shortlist.pipeline.stages import Filter
 from shortlist.retrieval.catalogue import Catalogue, Items
-from shortlist.retrieval.eligibility import LOOKS, eligible, first_eligible
+from shortlist.retrieval.eligibility import LOOKS, Mask, allowed, eligible, first_eligible, within
+from shortlist.retrieval.index import greatest
 
 PORTION, PAUSE_SECONDS = 4_096, 0.0005
 """Items that are counted at once behind the requests, and the pause after them: other readers get their turn."""
@@ -47,6 +48,17 @@ class Counts:
                 chosen = np.flatnonzero(self.values >= threshold)
             self._tops[n] = chosen[np.argsort(-self.values[chosen], kind="stable")].astype(np.int32)
         return self._tops[n]
+
+    def top_of(self, n: int, mask: Mask, count: int) -> Items:
+        """At least the `n` most popular of the `count` items that a mask is true for, best first; all there are."""
+        look = 1 << int(2 * n * len(self.values) / max(count, 1)).bit_length()
+        if look < count:  # most of the order is known already, and n of them are soon found in it
+            found = self.top(look)
+            found = found[within(mask, found)]
+            if len(found) >= n:
+                return found
+        items = np.flatnonzero(mask[: len(self.values)])
+        return items[greatest(self.values[items], n)].astype(np.int32)
 
 
 class PopularSource:
@@ -82,6 +94,10 @@ class PopularSource:
         everything = len(counts.values)
         if self.quota is None:
             return eligible(self.filters, query, Candidates(counts.top(everything)))
+        mask = allowed(query)
+        if mask is not None:
+            count = int(np.count_nonzero(mask[:everything]))
+            return first_eligible(self.filters, query, self.quota, count, lambda n: counts.top_of(n, mask, count))
         return first_eligible(self.filters, query, self.quota, everything, counts.top)
 
     def popularity(self, now: int) -> NDArray[np.float64]:

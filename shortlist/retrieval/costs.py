@@ -1,0 +1,36 @@
+"""What does a search cost? A model fitted to measurements, not a clock: the same index and question, the same way.
+
+Nanoseconds of one thread of an AVX-512 machine; only their proportions matter. What makes codes dear to look far with
+is that all that is found must be sorted.
+"""
+
+from __future__ import annotations
+
+SCAN, REFINE = 0.023, 1.4
+"""Per vector and sub-vector scanned, and per candidate and dimension refined one after the other, wherever they lie."""
+EASILY_SCANNED, OVERLOAD = 64, 2.5
+"""Sub-vectors whose tables fit what the processor keeps at hand; each further one costs this many times as much."""
+COMPARE = 0.45
+"""Per vector and dimension compared exactly, in the order in which the vectors lie in memory."""
+SORT = 100.0
+"""Per candidate that codes find beyond what is refined: it is kept, sorted and looked up."""
+
+
+def scan(vectors: int, parts: int) -> float:
+    """Looking at the codes of all vectors."""
+    return SCAN * vectors * (parts + (OVERLOAD - 1) * max(0, parts - EASILY_SCANNED))
+
+
+def refine(candidates: int, dimensions: int) -> float:
+    """The exact products of what the codes found."""
+    return REFINE * candidates * dimensions
+
+
+def compare(vectors: int, dimensions: int) -> float:
+    """The exact products of some vectors, chosen without codes."""
+    return COMPARE * vectors * dimensions
+
+
+def sift(found: int) -> float:
+    """Finding so many candidates by their codes, and dropping what may not be found."""
+    return SORT * found
