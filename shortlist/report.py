@@ -12,6 +12,7 @@ Rows = tuple[tuple[str, ...], list[tuple[str, ...]]]
 SLATE = ("ndcg@10", "recall@10", "mrr@10")
 TITLES = {"ndcg@10": "NDCG@10", "recall@10": "Recall@10", "mrr@10": "MRR@10"}
 ORDER = {"popularity": 0, "logistic_regression": 1, "others": 2, "two_stage": 3}
+CALIBRATION = ("rate", "calibration_error", "log_loss")
 LOSSES = {
     "in_slate": "shown among the first ten",
     "ranked_below": "retrieved, ranked below ten",
@@ -37,6 +38,7 @@ def as_document(release: Release) -> dict[str, Any]:
         "log_position": manifest.log_position,
         "ranker": manifest.ranker,
         "metrics": dict(manifest.metrics),
+        "calibration": calibration(release),
         **evaluation(release),
     }
 
@@ -69,6 +71,27 @@ def loss_rows(release: Release) -> Rows:
         (text, f"{losses[name]:,}", f"{losses[name] / total:.1%}") for name, text in LOSSES.items()
     ]
     return ("held-out positives", "count", "share"), rows
+
+
+def calibration(release: Release) -> dict[str, dict[str, float]]:
+    """How well the probabilities of the ranker that serves came true on held-out rows, by action; empty where it has
+    none: `rate` is how often the action happened, `calibration_error` how far what is predicted is from what happened.
+    """
+    figures = release.manifest.details.get("rankers", {}).get(release.manifest.ranker, {}).get("figures", {})
+    found: dict[str, dict[str, float]] = {}
+    for name, value in figures.items():
+        action, held_out, figure = name.rpartition(".held_out_")
+        if held_out and figure in CALIBRATION:
+            found.setdefault(action, {})[figure] = value
+    return found
+
+
+def calibration_rows(release: Release) -> Rows:
+    """One row per action: how often it happened on held-out rows, and how far the predicted probabilities were off."""
+    rows: list[tuple[str, ...]] = [
+        (action, *(f"{kept[figure]:.4f}" for figure in CALIBRATION)) for action, kept in calibration(release).items()
+    ]
+    return ("probability of", "rate", "calibration error", "log loss"), rows
 
 
 def with_interval(measured: Mapping[str, float | None]) -> str:

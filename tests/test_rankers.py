@@ -24,7 +24,11 @@ SPECS: list[RankerSpec] = [
     LambdaMART(trees=60),
     DeepCross(epochs=4),
 ]
-FILES = {"linear": {"linear.json"}, "trees": {"trees.txt"}, "network": {"network.json", "network.onnx"}}
+FILES = {
+    "linear": {"linear.json", "calibration.json"},
+    "trees": {"trees.txt", "calibration.json"},
+    "network": {"network.json", "network.onnx"},
+}
 per_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 
 REAL = Path(os.environ.get("SHORTLIST_DATA", "../shared/data")) / "lightgbm_rank"

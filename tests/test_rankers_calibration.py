@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from shortlist.ranking.calibration import CALIBRATION, CalibrationError
+from shortlist.ranking.scoring import load_scorer
+from shortlist.ranking.specs import BoostedTrees, DeepCross, LambdaMART, LogisticRegression, RankerSpec
 from shortlist.training.calibration import FLATTEST, Sigmoid, calibrate, calibration_error, calibration_figures
+from shortlist.training.rankers import RankingData, fit_ranker
 
 Floats = NDArray[np.float64]
 
@@ -77,3 +84,85 @@ def test_the_error_is_the_mean_gap_of_bins_of_equally_many_rows() -> None:
         for part in (order[start : start + 100] for start in range(0, 1000, 100))
     ]
     assert calibration_error(logits, happened, bins=10) == pytest.approx(sum(gaps))
+
+
+SPECS: list[RankerSpec] = [
+    LogisticRegression(),
+    BoostedTrees("pointwise", trees=40),
+    BoostedTrees("pairwise", trees=40),
+    LambdaMART(trees=40),
+    DeepCross(epochs=4),
+]
+per_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+
+
+def slates(seed: int, requests: int = 600, size: int = 10) -> RankingData:
+    """What is to one's taste is clicked, a click is now and then a like, and what is not to one's taste is hidden."""
+    rng = np.random.default_rng(seed)
+    matrix = rng.normal(size=(2, requests * size))
+    click = rng.random(requests * size) < 1 / (1 + np.exp(2 - 1.5 * matrix[0]))
+    hide = rng.random(requests * size) < 1 / (1 + np.exp(3 + 1.5 * matrix[0]))
+    actions = {"click": click, "hide": hide, "like": np.zeros(requests * size, np.bool_)}
+    blend = {"click": 1.0, "hide": -2.0, "like": 3.0}
+    group = np.repeat(np.arange(requests), size)
+    return RankingData(matrix, ("taste", "noise"), click.astype(np.float64), group, None, actions, blend)
+
+
+def biased(seed: int) -> RankingData:
+    """The same, but three quarters of what nobody did anything with are missing."""
+    rows = slates(seed)
+    acted = rows.actions["click"] | rows.actions["hide"]
+    return rows.take(acted | (np.random.default_rng(seed).random(len(acted)) < 0.25))
+
+
+@per_spec
+def test_every_ranker_has_probabilities_that_come_true(spec: RankerSpec, tmp_path: Path) -> None:
+    made = fit_ranker(spec, biased(1), slates(2), tmp_path, seed=3)
+    scorer, test = load_scorer(tmp_path), slates(4)
+    found = scorer.probabilities(test.matrix, test.names)
+    assert list(found) == ["click", "hide"]  # nobody liked anything, so nothing is known of it
+    score = scorer.score(test.matrix, test.names)
+    for action, sign in (("click", 1), ("hide", -1)):
+        chance, happened = found[action], test.actions[action]
+        assert calibration_error(np.log(chance / (1 - chance)), happened) < 0.05
+        assert chance[happened].mean() > chance[~happened].mean() + 0.05
+        if made.kind != "network":  # one score for everything: a probability rises with it, or falls
+            assert (sign * np.diff(chance[np.argsort(score, kind="stable")]) >= 0).all()
+        assert made.figures[f"{action}.held_out_calibration_error"] < 0.05
+        assert made.figures[f"{action}.held_out_rate"] == pytest.approx(slates(2).actions[action].mean())
+
+
+@pytest.mark.parametrize("spec", SPECS[:4], ids=lambda spec: spec.name)
+def test_scores_are_what_they_are_without_a_calibration(spec: RankerSpec, tmp_path: Path) -> None:
+    fit_ranker(spec, biased(1), slates(2), tmp_path, seed=3)
+    calibrated, test = load_scorer(tmp_path), slates(4)
+    (tmp_path / CALIBRATION).unlink()
+    plain = load_scorer(tmp_path)
+    assert plain.probabilities(test.matrix, test.names) == {}
+    bits = [scorer.score(test.matrix, test.names).tobytes() for scorer in (calibrated, plain)]
+    assert bits[0] == bits[1]
+
+
+@pytest.mark.parametrize("spec", SPECS[:4], ids=lambda spec: spec.name)
+def test_where_nothing_is_held_out_no_probability_is_claimed(spec: RankerSpec, tmp_path: Path) -> None:
+    fit_ranker(spec, slates(1), None, tmp_path, seed=3)
+    assert not (tmp_path / CALIBRATION).exists()
+    assert load_scorer(tmp_path).probabilities(slates(4).matrix, ("taste", "noise")) == {}
+
+
+def test_of_rows_with_a_gain_alone_the_action_is_to_act(tmp_path: Path) -> None:
+    rows = replace(slates(1), actions={}, blend={})
+    fit_ranker(LambdaMART(trees=20), rows, rows, tmp_path, seed=3)
+    chance = load_scorer(tmp_path).probabilities(rows.matrix, rows.names)
+    assert list(chance) == ["acted"]
+    assert chance["acted"].mean() == pytest.approx((rows.gain > 0).mean(), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "stored", ["{", "[]", '{"heads": [{}]}', '{"heads": [{"action": "click", "weight": 1, "slope": NaN}]}']
+)
+def test_a_damaged_calibration_is_refused(stored: str, tmp_path: Path) -> None:
+    fit_ranker(LogisticRegression(), slates(1, 40), slates(2, 40), tmp_path, seed=3)
+    (tmp_path / CALIBRATION).write_text(stored)
+    with pytest.raises(CalibrationError, match=r"calibration\.json: the calibration cannot be read .*train the ranker"):
+        load_scorer(tmp_path)

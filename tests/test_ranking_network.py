@@ -15,7 +15,8 @@ from shortlist.pipeline.explanation import Predicting, explain
 from shortlist.pipeline.query import Deadline, Query
 from shortlist.pipeline.trace import Paces, Trace
 from shortlist.ranking.linear import Linear, Term
-from shortlist.ranking.network import FAR, Head, Input, Inputs, Network, NetworkError, save_facts
+from shortlist.ranking.calibration import Head
+from shortlist.ranking.network import FAR, Input, Inputs, Network, NetworkError, save_facts
 from shortlist.ranking.scorer import MissingColumnsError
 from shortlist.ranking.scoring import RankerStage
 from shortlist.training.network_model import DeepCrossNetwork, write_onnx
@@ -152,7 +153,7 @@ def test_the_stage_says_how_probable_each_action_is(tmp_path: Path) -> None:
         ({"heads": []}, "5 inputs and 2 heads"),
         ({"inputs": []}, "5 inputs and 2 heads"),
         ({"heads": [{"action": "click", "weight": float("nan")}] * 2}, "not finite"),
-        ({"heads": [{"action": "click", "weight": "1"}] * 2}, "must be real number"),
+        ({"heads": [{"action": "click", "weight": "1"}] * 2}, "not a number"),
         ({"heads": None}, "not iterable"),
         ({"inputs": [{"column": "a"}]}, "missing 4 required"),
         (None, "Expecting"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from shortlist.cli.console import open_workplace, print_json, say, takes_json, takes_project
-from shortlist.report import as_document, loss_rows, notes, quality_rows
+from shortlist.report import as_document, calibration_rows, loss_rows, notes, quality_rows
 from shortlist.terminal import print_table, progress
 
 if TYPE_CHECKING:
@@ -53,12 +53,16 @@ def turn(path: Path, seed: int, as_json: bool) -> int:
 
 
 def show_report(release: Release) -> None:
-    """Quality and losses as two tables."""
+    """Quality and losses as two tables, and a third one where the ranker predicts probabilities."""
     details = as_document(release)
     click.echo(f"release {release.version}: {details['users']:,} users, {details['requests']:,} held-out requests\n")
     print_table(*quality_rows(release))
     click.echo()
     print_table(*loss_rows(release))
+    calibrated = calibration_rows(release)
+    if calibrated[1]:
+        click.echo()
+        print_table(*calibrated)
     for note in notes(release):
         say(note)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shortlist.ranking.calibration import Head, probabilities, sigmoid
 from shortlist.ranking.scorer import ColumnFinder, Matrix, as_matrix
 
 HUGE = 1e100
@@ -39,11 +40,15 @@ class Term:
 
 
 class Linear:
-    """A sum of terms and a bias, as a probability. Contributions add up to the log-odds of the score."""
+    """A sum of terms and a bias, as a probability. Contributions add up to the log-odds of the score.
 
-    def __init__(self, terms: Sequence[Term], bias: float) -> None:
+    `heads` are the sigmoids of these log-odds that give the calibrated probability of each action.
+    """
+
+    def __init__(self, terms: Sequence[Term], bias: float, heads: Sequence[Head] = ()) -> None:
         self.terms = tuple(terms)
         self.bias = bias
+        self.heads = tuple(heads)
         self.names = tuple(term.column for term in terms)
         self._columns = ColumnFinder(self.names)
         self._logarithm = np.array([term.logarithm for term in terms], np.bool_)
@@ -54,9 +59,15 @@ class Linear:
 
     def score(self, matrix: Matrix, names: Sequence[str]) -> NDArray[np.float64]:
         """The probability of each row of `matrix` [features, rows], whose features are named by `names`."""
-        odds = self.bias + self._contributions(matrix, names).sum(axis=0)
-        with np.errstate(over="ignore"):
-            return np.asarray(1.0 / (1.0 + np.exp(-odds)))
+        return sigmoid(self.log_odds(matrix, names))
+
+    def log_odds(self, matrix: Matrix, names: Sequence[str]) -> NDArray[np.float64]:
+        """The log-odds of the score of each row."""
+        return np.asarray(self.bias + self._contributions(matrix, names).sum(axis=0))
+
+    def probabilities(self, matrix: Matrix, names: Sequence[str]) -> Mapping[str, NDArray[np.float64]]:
+        """The calibrated probability of each action on each row; nothing where training could not calibrate."""
+        return probabilities(self.log_odds(matrix, names), self.heads)
 
     def explain(self, matrix: Matrix, names: Sequence[str]) -> Mapping[str, NDArray[np.float64]]:
         """What each column, and `bias`, adds to the log-odds of each row."""
@@ -73,7 +84,7 @@ class Linear:
         path.write_text(json.dumps({"bias": self.bias, "terms": [asdict(term) for term in self.terms]}, indent=1))
 
     @classmethod
-    def load(cls, path: Path) -> Linear:
+    def load(cls, path: Path, heads: Sequence[Head] = ()) -> Linear:
         """Read what `save` wrote. Raises LinearError with the place, OSError where the file cannot be read."""
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
@@ -82,7 +93,7 @@ class Linear:
         if not isinstance(stored, dict) or not isinstance(stored.get("terms"), list):
             raise LinearError(f"{path}: expected an object with 'bias' and a list of 'terms'; train the ranker again")
         terms = [_term(f"{path}, term {number}", term) for number, term in enumerate(stored["terms"])]
-        return cls(terms, _number(str(path), "bias", stored.get("bias")))
+        return cls(terms, _number(str(path), "bias", stored.get("bias")), heads)
 
 
 def standardised(

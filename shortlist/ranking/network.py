@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shortlist.onnx_session import session_of
+from shortlist.ranking.calibration import Head, sigmoid
 from shortlist.ranking.linear import standardised
 from shortlist.ranking.scorer import ColumnFinder, Matrix, as_matrix
 
@@ -44,16 +45,6 @@ class Input:
     mean: float
     scale: float
     gaps: bool
-
-
-@dataclass(frozen=True)
-class Head:
-    """One action: what it is worth in the blend, and the probability sigmoid(slope * log-odds + intercept)."""
-
-    action: str
-    weight: float
-    slope: float = 1.0
-    intercept: float = 0.0
 
 
 class Inputs:
@@ -125,8 +116,7 @@ class Network:
         if not len(inputs):
             return np.empty((0, len(self.heads)))
         logits = self._session.run(["logits"], {"inputs": inputs})[0].astype(np.float64)
-        with np.errstate(over="ignore"):
-            return np.asarray(1.0 / (1.0 + np.exp(-(self._slope * logits + self._intercept))))
+        return sigmoid(self._slope * logits + self._intercept)
 
     def _blend(self, inputs: NDArray[np.float32]) -> Floats:
         return np.asarray(self._probabilities(inputs) @ self._weight)
@@ -155,7 +145,6 @@ class Network:
             inputs = [Input(**each) for each in stored["inputs"]]
             heads = [Head(**each) for each in stored["heads"]]
             numbers = [number for each in inputs for number in (each.mean, each.scale)]
-            numbers += [number for head in heads for number in (head.weight, head.slope, head.intercept)]
             if not all(map(math.isfinite, numbers)):
                 raise ValueError("found a number that is not finite")
             session = session_of(directory / NETWORK)

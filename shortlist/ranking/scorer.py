@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +27,8 @@ class MatrixScorer(Protocol):
     def explain(self, matrix: Matrix, names: Sequence[str]) -> Mapping[str, NDArray[np.float64]]:
         """What each column, and `bias`, adds to the score; the class says to which scale they add up."""
 
-
-@runtime_checkable
-class Calibrated(MatrixScorer, Protocol):
-    """A ranker that knows how probable each action is."""
-
     def probabilities(self, matrix: Matrix, names: Sequence[str]) -> Mapping[str, NDArray[np.float64]]:
-        """The calibrated probability of each action on each row, by action."""
+        """The calibrated probability of each action on each row, by action; none where training could not calibrate."""
 
 
 class MissingColumnsError(ValueError):

@@ -1,7 +1,8 @@
 """The stage that scores candidates with a trained ranker, and how a trained ranker is loaded.
 
 A ranker's directory holds `ranker.json` (its kind, its columns) and the model: `linear.json`, `trees.txt`, or
-`network.json` beside `network.onnx`. Loading executes nothing.
+`network.json` beside `network.onnx`; beside the first two `calibration.json`, where they could be calibrated. Loading
+executes nothing.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import numpy as np
 
 from shortlist.pipeline.candidates import Candidates, Column
 from shortlist.pipeline.query import Query
+from shortlist.ranking.calibration import load_heads
 from shortlist.ranking.linear import Linear
-from shortlist.ranking.scorer import Calibrated, Matrix, MatrixScorer
+from shortlist.ranking.scorer import Matrix, MatrixScorer
 
 DESCRIPTION, LINEAR, TREES = "ranker.json", "linear.json", "trees.txt"
 
@@ -27,8 +29,8 @@ class RankerError(ValueError):
 def load_scorer(directory: Path) -> MatrixScorer:
     """The ranker that `training.rankers.fit_ranker` wrote.
 
-    Raises ValueError (RankerError, ModelTextError, LinearError, NetworkError) where a file is damaged, OSError
-    where one is missing.
+    Raises ValueError (RankerError, ModelTextError, LinearError, NetworkError, CalibrationError) where a file is
+    damaged, OSError where one is missing.
     """
     path = directory / DESCRIPTION
     try:
@@ -48,13 +50,13 @@ def load_scorer(directory: Path) -> MatrixScorer:
 
 
 def _load_linear(directory: Path, columns: tuple[str, ...]) -> MatrixScorer:  # noqa: ARG001
-    return Linear.load(directory / LINEAR)
+    return Linear.load(directory / LINEAR, load_heads(directory))
 
 
 def _load_trees(directory: Path, columns: tuple[str, ...]) -> MatrixScorer:
     from shortlist.ranking.trees import Trees  # numba's kernel is compiled or read when it is needed, not before
 
-    return Trees.load(directory / TREES, columns)
+    return Trees.load(directory / TREES, columns, load_heads(directory))
 
 
 def _load_network(directory: Path, columns: tuple[str, ...]) -> MatrixScorer:  # noqa: ARG001
@@ -86,8 +88,8 @@ class RankerStage:
         return self.scorer.explain(*self._block(candidates))
 
     def probabilities(self, query: Query, candidates: Candidates) -> Mapping[str, Column]:  # noqa: ARG002
-        """How probable each action is; nothing where the ranker knows only an order."""
-        return self.scorer.probabilities(*self._block(candidates)) if isinstance(self.scorer, Calibrated) else {}
+        """How probable each action is; nothing where the ranker could not be calibrated."""
+        return self.scorer.probabilities(*self._block(candidates))
 
     def _block(self, candidates: Candidates) -> tuple[Matrix, tuple[str, ...]]:
         features = candidates.features

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from shortlist.ranking.scoring import TREES
 from shortlist.ranking.specs import BoostedTrees
+from shortlist.ranking.trees import Trees
 from shortlist.training.linear import place_log_odds
 from shortlist.training.rankers import Fit, NothingToLearnError, Progress, RankingData
 
@@ -98,9 +99,11 @@ def fit_trees(
         raise_first_tree(booster, base)
     (directory / TREES).write_text(booster.model_to_string(), encoding="utf-8")  # up to the best tree
     figures = {"trees": float(booster.num_trees())}
-    if held_out:
-        figures["held_out_ndcg@10"] = float(booster.best_score["valid_0"]["ndcg@10"])
-    return Fit("trees", figures)
+    if validation is None:
+        return Fit("trees", figures)
+    figures["held_out_ndcg@10"] = float(booster.best_score["valid_0"]["ndcg@10"])
+    trees = Trees.load(directory / TREES, validation.names)
+    return Fit("trees", figures, scores=trees.score(validation.matrix, validation.names))
 
 
 def parameters_of(spec: BoostedTrees, data: RankingData, gains: NDArray[np.float64], seed: int) -> dict[str, Any]:

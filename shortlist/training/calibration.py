@@ -1,17 +1,27 @@
-"""From log-odds to probabilities that come true: Platt's sigmoid, fitted on rows that training has not seen.
+"""From scores to probabilities that come true: Platt's sigmoid, fitted on rows that training has not seen.
 
 Platt, Probabilistic outputs for support vector machines, 1999. Two numbers need few rows, and unlike the steps of an
-isotonic regression they never make equals of two items that the model tells apart.
+isotonic regression they never make equals of two items that the model tells apart. All rankers are calibrated here, a
+network's log-odds of every action as well as the one score of trees and of logistic regression.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shortlist.ranking.calibration import Head
 from shortlist.training.linear import log_loss, newton
+from shortlist.training.rankers import RankingData
+
+ACTED = "acted"
+"""The one action of rows of which only the gain is known."""
+MOST_HELD_OUT = 200_000
+"""Held-out rows to stop and to calibrate by, the newest."""
 
 PRIOR = 4.0
 """The slope is believed to be 1 with a deviation of 1/2, before any row is seen."""
@@ -72,3 +82,44 @@ def calibration_figures(logits: Floats, happened: NDArray[np.bool_], group: NDAr
         "calibration_error_raw": calibration_error(logits, happened),
         "calibration_error": calibration_error(after, happened),
     }
+
+
+def outcomes_of(data: RankingData) -> Mapping[str, NDArray[np.bool_]]:
+    """What happened on each row, by action."""
+    return data.actions or {ACTED: data.gain > 0}
+
+
+def weights_of(data: RankingData) -> Mapping[str, float]:
+    """What each action is worth in the blend."""
+    return data.blend if data.actions else {ACTED: 1.0}
+
+
+def newest(data: RankingData, most: int = MOST_HELD_OUT) -> RankingData:
+    """The last `most` rows."""
+    return data if len(data.gain) <= most else data.take(np.arange(len(data.gain)) >= len(data.gain) - most)
+
+
+def heads_of(
+    logits: Mapping[str, Floats], held_out: RankingData, weights: Mapping[str, float]
+) -> tuple[list[Head], dict[str, float]]:
+    """Each action's sigmoid of its log-odds on the held-out rows, and how well it keeps what it says, by action."""
+    outcomes = outcomes_of(held_out)
+    heads, figures = [], dict[str, float]()
+    for action, column in logits.items():
+        heads.append(Head(action, weights[action], *calibrate(column, outcomes[action])))
+        found = calibration_figures(column, outcomes[action], held_out.group)
+        figures |= {f"{action}.held_out_{name}": value for name, value in found.items()}
+    return heads, figures
+
+
+def heads_of_one_score(scores: Floats, held_out: RankingData) -> tuple[list[Head], dict[str, float]]:
+    """Of a ranker with one score for everything, such as trees: each action's sigmoid of it, and the figures.
+
+    A score says nothing of an action that never happened, or always did: it has no head. Of an action that is worth
+    less than nothing a greater score makes less: its sigmoid falls.
+    """
+    weights = weights_of(held_out)
+    told = [action for action, happened in outcomes_of(held_out).items() if happened.any() and not happened.all()]
+    signs = {action: -1.0 if weights[action] < 0 else 1.0 for action in told}
+    heads, figures = heads_of({action: sign * scores for action, sign in signs.items()}, held_out, weights)
+    return [replace(head, slope=signs[head.action] * head.slope) for head in heads], figures

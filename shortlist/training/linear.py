@@ -35,6 +35,7 @@ def fit_linear(
     data: RankingData, validation: RankingData | None, directory: Path, seed: int, progress: Progress
 ) -> Fit:
     """Fit the weights and write them as JSON; without `validation` under the strongest penalty."""
+    asked = validation
     if data.placed:  # held-out rows are as serving is: neutral to the place
         data, validation = data.with_place(), validation and replace(validation, rank=None).with_place()
     matrix, acted = drawn(data, seed)
@@ -50,9 +51,13 @@ def fit_linear(
         progress(number + 1, len(PENALTIES))
     penalty, weights, quality = simplest(tried)
     linear = shape.linear(data.names, weights)
-    Linear([term for term in linear.terms if term.column != PLACE], linear.bias).save(directory / LINEAR)
+    served = Linear([term for term in linear.terms if term.column != PLACE], linear.bias)
+    served.save(directory / LINEAR)
     figures = {"penalty": penalty, "log_loss": log_loss(weights @ design, acted)}
-    return Fit("linear", {**figures, "held_out_ndcg@10": float(quality.mean())} if held_out else figures)
+    if not held_out or asked is None:
+        return Fit("linear", figures)
+    scores = served.log_odds(asked.matrix, asked.names)
+    return Fit("linear", {**figures, "held_out_ndcg@10": float(quality.mean())}, scores=scores)
 
 
 def ndcg_of(data: RankingData, scores: NDArray[np.float64]) -> NDArray[np.float64]:

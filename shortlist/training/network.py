@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,28 +16,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from shortlist.ranking.network import NETWORK, Head, Input, Inputs, save_facts
+from shortlist.ranking.calibration import Head
+from shortlist.ranking.network import NETWORK, Input, Inputs, save_facts
 from shortlist.ranking.specs import DeepCross
-from shortlist.training.calibration import Floats, Sigmoid, calibrate, calibration_figures
+from shortlist.training.calibration import Floats, calibrate, heads_of, newest, outcomes_of, weights_of
 from shortlist.training.linear import Shape, log_loss
 from shortlist.training.network_model import DeepCrossNetwork, places_of, write_onnx
 from shortlist.training.rankers import Fit, NothingToLearnError, Progress, RankingData
 from shortlist.training.towers import deterministic
 
-ACTED = "acted"
-"""The one action of rows of which only the gain is known."""
 BATCHES, LEAST_BATCH, MOST_BATCH = 100, 64, 1_024
 """Batches of an epoch, where that makes them neither smaller nor larger than this."""
 PATIENCE = 3
 WEIGHT_DECAY = 0.01
 PLACES_RATE = 0.03
 """Learning rate of the places: each is one number, seen in many rows, and has to come from nothing."""
-MOST_HELD_OUT = 200_000
-"""Held-out rows to stop and to calibrate by, the newest."""
 BLOCK = 65_536
 
 
@@ -63,16 +59,6 @@ class Examples:
         return len(self.places)
 
 
-def outcomes_of(data: RankingData) -> Mapping[str, NDArray[np.bool_]]:
-    """What happened on each row, by action."""
-    return data.actions or {ACTED: data.gain > 0}
-
-
-def weights_of(data: RankingData) -> Mapping[str, float]:
-    """What each action is worth in the blend."""
-    return data.blend if data.actions else {ACTED: 1.0}
-
-
 def fit_network(
     spec: DeepCross,
     data: RankingData,
@@ -86,7 +72,7 @@ def fit_network(
     Raises NothingToLearnError where no action that is worth anything tells one row from another.
     """
     heads, dropped = learnable(data)
-    validation = validation and newest(validation, MOST_HELD_OUT)
+    validation = validation and newest(validation)
     shape = Shape.of(data.matrix)
     columns = zip(data.names, shape.logarithm, shape.mean[:, 0], shape.scale[:, 0], shape.gaps, strict=True)
     inputs = [Input(name, bool(log), float(mean), float(scale), bool(gap)) for name, log, mean, scale, gap in columns]
@@ -100,21 +86,16 @@ def fit_network(
         model = DeepCrossNetwork(learned.inputs.shape[1], rates, spec.layers, spec.hidden, generator).to(device)
         epochs = fit(spec, model, learned, held_out, generator, progress)
         model.centre(learned.places)
-        figures, sigmoids = {"epochs": float(epochs)}, [Sigmoid()] * len(heads)
+        if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
+            raise NothingToLearnError(f"the training of {spec.name} diverged; lower its learning_rate")
+        weights, figures = weights_of(data), {"epochs": float(epochs)}
+        calibrated = [Head(action, weights[action]) for action in heads]
         if validation and held_out:
-            logits, sigmoids = logits_of(model, held_out), []
-            for number, head in enumerate(heads):
-                happened = held_out.happened[:, number].cpu().numpy() > 0
-                sigmoids.append(calibrate(logits[:, number], happened))
-                found = calibration_figures(logits[:, number], happened, validation.group)
-                figures |= {f"{head}.held_out_{name}": value for name, value in found.items()}
-    if not all(bool(weight.isfinite().all()) for weight in model.parameters()):
-        raise NothingToLearnError(f"the training of {spec.name} diverged; lower its learning_rate")
+            logits = dict(zip(heads, logits_of(model, held_out).T, strict=True))
+            calibrated, kept = heads_of(logits, validation, weights)
+            figures |= kept
     write_onnx(model.cpu(), directory / NETWORK)
-    weights = weights_of(data)
-    save_facts(
-        directory, inputs, [Head(head, weights[head], *sigmoid) for head, sigmoid in zip(heads, sigmoids, strict=True)]
-    )
+    save_facts(directory, inputs, calibrated)
     return Fit("network", figures, dropped)
 
 
@@ -143,11 +124,6 @@ def learnable(data: RankingData) -> tuple[tuple[str, ...], dict[str, str]]:
             "the objective's proxies weights for what users do, or log more of it"
         )
     return heads, dropped
-
-
-def newest(data: RankingData, most: int) -> RankingData:
-    """The last `most` rows."""
-    return data if len(data.gain) <= most else data.take(np.arange(len(data.gain)) >= len(data.gain) - most)
 
 
 def fit(

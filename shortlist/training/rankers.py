@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shortlist.ranking.calibration import save_heads
 from shortlist.ranking.scoring import DESCRIPTION
 from shortlist.ranking.specs import BoostedTrees, DeepCross, LogisticRegression, RankerSpec
 
@@ -111,11 +112,15 @@ class RankingData:
 
 @dataclass(frozen=True)
 class Fit:
-    """A model whose files are written: its kind, figures, and the actions it could not learn, each with the reason."""
+    """A model whose files are written: its kind, figures, and the actions it could not learn, each with the reason.
+
+    `scores` are those of the held-out rows where one score stands for every action and is yet to be calibrated.
+    """
 
     kind: str
     figures: Mapping[str, float]
     dropped: Mapping[str, str] = field(default_factory=dict)
+    scores: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -141,9 +146,12 @@ def fit_ranker(
 ) -> FittedRanker:
     """Fit the ranker that `spec` declares and write its directory.
 
-    `validation` (the same columns; held-out requests) chooses the penalty or the number of trees; without it, or where
-    it has no request with different gains, the strongest penalty and all trees are taken. Raises NothingToLearnError.
+    `validation` (the same columns; held-out requests) chooses the penalty or the number of trees and calibrates what
+    the scores mean as probabilities; without it, or where it has no request with different gains, the strongest penalty
+    and all trees are taken, and nothing is calibrated. Raises NothingToLearnError.
     """
+    from shortlist.training.calibration import heads_of_one_score  # it stands on logistic regression, which needs this
+
     refuse_useless(data)
     dropped = useless_columns(data)
     columns = tuple(name for name in data.names if name not in dropped)
@@ -155,7 +163,12 @@ def fit_ranker(
     directory.mkdir(parents=True, exist_ok=True)
     made = fit(spec, data.of(columns), held_out, directory, seed, progress)
     dropped |= {f"action {name}": reason for name, reason in made.dropped.items()}
-    fitted = FittedRanker(spec.name, made.kind, columns, dropped, len(data.gain), len(data.sizes), made.figures)
+    figures = dict(made.figures)
+    if held_out is not None and made.scores is not None:
+        heads, kept = heads_of_one_score(made.scores, held_out)
+        save_heads(directory, heads)
+        figures |= kept
+    fitted = FittedRanker(spec.name, made.kind, columns, dropped, len(data.gain), len(data.sizes), figures)
     (directory / DESCRIPTION).write_text(json.dumps(asdict(fitted), indent=1), encoding="utf-8")
     return fitted
 
