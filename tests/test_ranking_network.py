@@ -14,8 +14,8 @@ from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.explanation import Predicting, explain
 from shortlist.pipeline.query import Deadline, Query
 from shortlist.pipeline.trace import Paces, Trace
-from shortlist.ranking.linear import Linear, Term
 from shortlist.ranking.calibration import Head
+from shortlist.ranking.linear import Linear, Term
 from shortlist.ranking.network import FAR, Input, Inputs, Network, NetworkError, save_facts
 from shortlist.ranking.scorer import MissingColumnsError
 from shortlist.ranking.scoring import RankerStage

@@ -182,17 +182,15 @@ def test_unknown_names_are_ordinary(url: str) -> None:
     assert httpx.post(f"{url}/features", json={"items": ["x", "y"]}).json()["rows"][1]["item"] == "y"
 
 
-def test_without_a_release_it_says_so_and_takes_events_all_the_same(url: str) -> None:
-    ready = httpx.get(f"{url}/ready")
-    assert ready.status_code == 503
-    assert "shortlist train" in ready.json()["waiting_for"][0]
+def test_without_a_release_it_says_so_and_answers_all_the_same(url: str) -> None:
+    assert httpx.get(f"{url}/ready").status_code == 200
     for path, body in (("/recommend", {}), ("/rank", {"items": ["a"]})):
         answer = httpx.post(f"{url}{path}", json=body)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
-        assert answer.headers["retry-after"] == "1"
+        assert (answer.status_code, answer.json()["release"], answer.json()["path"]) == (200, "untrained", "popular")
     health = httpx.get(f"{url}/health")
     assert health.status_code == 200
-    assert health.json()["release"] is None
+    assert health.json()["release"] == "untrained"
+    assert "shortlist train" in health.json()["problems"][0]
     assert health.json()["features_position"] == health.json()["log_position"] > 0
 
 

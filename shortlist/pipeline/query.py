@@ -9,6 +9,8 @@ from typing import Any
 
 Clock = Callable[[], float]
 """Seconds that only ever rise, such as `time.perf_counter`."""
+PATH, EVENTS = "path", "events"
+"""Names in `Query.known`: by which path the query is answered, and how many events of its user are known at least."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class Slate:
     """The answer: item ids in order with their scores, and how they came about.
 
     `degraded` names the stages that were skipped or replaced by defaults. `propensities` are the probabilities with
-    which the policy put each item at its position (1 where it is deterministic).
+    which the policy put each item at its position (1 where it is deterministic). `path` and `events` say what was known
+    of who asked, where a query hydrator learned it.
     """
 
     request: str
@@ -72,3 +75,5 @@ class Slate:
     arm: str = ""
     degraded: tuple[str, ...] = ()
     explanation: Mapping[str, Any] | None = None
+    path: str = ""
+    events: int = 0

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from shortlist.pipeline.candidates import NOTHING, ROUND, Candidates, Column
 from shortlist.pipeline.explanation import explain
 from shortlist.pipeline.pace import Pace
-from shortlist.pipeline.query import Query, Slate
+from shortlist.pipeline.query import EVENTS, PATH, Query, Slate
 from shortlist.pipeline.stages import (
     Deciding,
     Decision,
@@ -246,6 +246,8 @@ class Pipeline:
             release=self.release,
             degraded=tuple(trace.degraded),
             explanation=explanation,
+            path=query.known.get(PATH, ""),
+            events=query.known.get(EVENTS, 0),
         )
 
 

@@ -37,6 +37,7 @@ from shortlist.serving.messages import (
 )
 from shortlist.serving.openapi import describe
 from shortlist.serving.pages import page
+from shortlist.serving.paths import POPULAR
 from shortlist.serving.recommend import Champion
 from shortlist.serving.service import Live, Service
 from shortlist.serving.types import context_type, event_types
@@ -315,7 +316,9 @@ def slate_answer(slate: Slate) -> SlateAnswer:
     """The answer that a slate becomes."""
     items = list(map(Ranked, slate.items, slate.scores))
     explanation = None if slate.explanation is None else dict(slate.explanation)
-    return SlateAnswer(slate.request, slate.release, items, list(slate.degraded), explanation)
+    path = slate.path or POPULAR  # where there was no time to learn it, there was none for more than the last resort
+    degraded = list(slate.degraded)
+    return SlateAnswer(slate.request, slate.release, items, degraded, path, slate.events, explanation)
 
 
 def plain(value: float) -> float | None:

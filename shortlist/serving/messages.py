@@ -69,12 +69,19 @@ class Ranked(msgspec.Struct, gc=False):
 
 
 class SlateAnswer(msgspec.Struct, omit_defaults=True):
-    """Items, best first. `degraded` names stages that were left out or replaced by their defaults."""
+    """Items, best first. `degraded` names stages that were left out or replaced by their defaults.
+
+    `path` says what was known of who asks: nothing (popular), attributes or context (content), or what they did
+    (history), of which at least so many `events`. Before anything is trained, the release is "untrained" and the path
+    is popular.
+    """
 
     request: str
     release: str
     items: list[Ranked]
     degraded: list[str]
+    path: Annotated[str, Meta(pattern="^(popular|content|history)$")]
+    events: int
     explanation: dict[str, Any] | None = None
 
 

@@ -21,6 +21,7 @@ from shortlist.retrieval.catalogue import Catalogue
 from shortlist.retrieval.eligibility import Available, Excluded
 from shortlist.serving.hydration import LiveFeatures
 from shortlist.serving.impressions import UNLOGGED
+from shortlist.serving.paths import Acquaintance, personal
 from shortlist.slate.assembly import exclusions, load_slate
 from shortlist.slate.diversity import Embedding
 from shortlist.training.assembly import load_retrieval
@@ -72,7 +73,7 @@ def load_champion(
     recommend = Pipeline(
         catalogue=table.entities[project.item.name],
         scorer=scorer,
-        understand=retrieval.understand,
+        understand=[Acquaintance(project, table, personal(project, manifest)), *retrieval.understand],
         sources=[*retrieval.sources, *slate.sources],
         merger=slate.merging(retrieval.merger),
         filters=retrieval.filters,

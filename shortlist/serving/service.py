@@ -23,12 +23,15 @@ from shortlist.serving.cache import AnswerCache
 from shortlist.serving.impressions import Impressions
 from shortlist.serving.limits import Limits
 from shortlist.serving.metrics import Metrics
+from shortlist.serving.paths import UNTRAINED, untrained
 from shortlist.serving.recommend import Champion, load_champion
 from shortlist.serving.recovery import Recovery, recover, take_snapshot
 from shortlist.settings import Settings
 from shortlist.training.releases import Pointer, Registry, ReleaseError
 
 logger = logging.getLogger(__name__)
+
+NOTHING_TRAINED = "nothing is trained yet, so that what is popular or new is served to everybody; run `shortlist train`"
 
 
 @dataclass
@@ -159,7 +162,10 @@ class Service:
         return Live(log, table, impressions, recovery)
 
     def follow_champion(self) -> None:
-        """Serve the release that the registry's pointer names. One that cannot be loaded leaves the old one serving."""
+        """Serve the release that the registry's pointer names; where it names none yet, what needs no training.
+
+        One that cannot be loaded leaves the old one serving.
+        """
         live = self.live
         if live is None:
             return
@@ -171,7 +177,10 @@ class Service:
             if self.champion is not None and self.champion.version == pointer.champion:
                 self.problems.pop("release", None)
                 return
-            release = self.registry.fetch("champion", self.features.fingerprint)
+            if pointer.champion is None:
+                release = untrained(self.project, self.features.fingerprint)
+            else:
+                release = self.registry.fetch("champion", self.features.fingerprint)
             champion = load_champion(self.project, release, live.table, live.impressions, self.metrics.traced)
             if self.cache is not None:
                 observers = (*champion.recommend.observers, self.cache)
@@ -183,6 +192,8 @@ class Service:
             return
         self.champion = champion
         self.problems.pop("release", None)
+        if champion.version == UNTRAINED:
+            self.problems["release"] = NOTHING_TRAINED
         self.metrics.swaps.labels("served").inc()
         self.metrics.release.info({"version": champion.version})
         logger.info("release %s is served", champion.version)
