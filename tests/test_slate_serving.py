@@ -123,7 +123,14 @@ def test_an_explanation_says_what_each_rule_did(client: httpx.Client) -> None:
     assert told["explore"]["places"] == [9, 10]
     assert told["boost_genres"]["boosted"] > 0
     assert told["cap_year"]["waived"] == 0
-    assert set(explanation["filters"]) == {"available", "excluded", "not_seen", "exclude_year", "exclude_items"}
+    assert set(explanation["filters"]) == {
+        "available",
+        "excluded",
+        "where",
+        "not_seen",
+        "exclude_year",
+        "exclude_items",
+    }
     assert explanation["filters"]["exclude_items"]["dropped"] == 0  # its time is over
     assert explanation["sources"]["pinned"]["first"] == ["film-199", "film-3"]
     assert all("pinned_rank" not in item["columns"] for item in explanation["items"])  # it is beside the merged list

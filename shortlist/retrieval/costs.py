@@ -10,9 +10,9 @@ SCAN, REFINE = 0.023, 1.4
 """Per vector and sub-vector scanned, and per candidate and dimension refined one after the other, wherever they lie."""
 EASILY_SCANNED, OVERLOAD = 64, 2.5
 """Sub-vectors whose tables fit what the processor keeps at hand; each further one costs this many times as much."""
-COMPARE = 0.45
+COMPARE = 0.5
 """Per vector and dimension compared exactly, in the order in which the vectors lie in memory."""
-SORT = 100.0
+SORT = 80.0
 """Per candidate that codes find beyond what is refined: it is kept, sorted and looked up."""
 
 

@@ -22,7 +22,7 @@ from shortlist.pipeline.query import Query
 from shortlist.pipeline.stages import Filter
 from shortlist.retrieval.alignment import Alignment
 from shortlist.retrieval.catalogue import Catalogue, Items
-from shortlist.retrieval.eligibility import first_eligible
+from shortlist.retrieval.eligibility import allowed, first_eligible, within
 from shortlist.retrieval.index import Rows
 
 WEIGHTS = "weights.npz"
@@ -126,6 +126,9 @@ class HistorySource:
         """At most `quota` eligible items, greatest sum first; ties in order of hash."""
         sums = self.sums(query)
         positive = np.flatnonzero(sums > 0)
+        mask = allowed(query)
+        if mask is not None:
+            positive = positive[within(mask, self.alignment.items_of(positive.astype(np.int32)))]
 
         def top(n: int) -> Items:
             items = self.alignment.items_of(greatest(sums, positive, n))

@@ -41,6 +41,7 @@ from shortlist.serving.paths import POPULAR
 from shortlist.serving.recommend import Champion
 from shortlist.serving.service import Live, Service
 from shortlist.serving.types import context_type, event_types
+from shortlist.serving.where import checked_where
 
 Message = TypeVar("Message")
 
@@ -231,6 +232,7 @@ class Answers:
             context=self._context(request.context),
             items=items,
             exclude=frozenset(request.exclude),
+            where=self._where(request),
             explain=request.explain,
         )
         if not request.log:
@@ -238,6 +240,11 @@ class Answers:
         elif self._live().impressions.draws(query.request):
             query.learn(SAMPLED, True)
         return query
+
+    def _where(self, request: RecommendRequest | RankRequest) -> Mapping[str, tuple[Any, ...]]:
+        if isinstance(request, RankRequest) or not request.where:
+            return {}
+        return checked_where(self.service.project.item, request.where)
 
     def _context(self, raw: msgspec.Raw) -> Mapping[str, Any]:
         body = bytes(raw)

@@ -157,4 +157,5 @@ class AnswerCache:
 def key_of(release: str, query: Query) -> Key:
     """What two queries must agree on to get the same answer."""
     context = tuple(sorted((name, repr(value)) for name, value in query.context.items()))
-    return query.user, (release, query.k, query.exclude, context)
+    where = tuple(sorted((name, repr(sorted(values, key=repr))) for name, values in query.where.items()))
+    return query.user, (release, query.k, query.exclude, where, context)

@@ -23,6 +23,10 @@ class RecommendRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     k: Annotated[int, Meta(ge=1, description="How many items.")] = 10
     context: Raw = msgspec.field(default_factory=no_context)
     exclude: Annotated[list[Id], Meta(description="Items that must not be shown, beside those seen.")] = []
+    where: Annotated[
+        dict[str, Annotated[list[str | float | bool], Meta(min_length=1)]],
+        Meta(description="Per attribute of the item the values that are wanted; an item has one of each."),
+    ] = {}
     deadline_ms: Annotated[
         Milliseconds | None, Meta(description="When the answer is of use; late stages are left out.")
     ] = None

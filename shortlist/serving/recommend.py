@@ -18,7 +18,7 @@ from shortlist.pipeline.trace import Paces, Trace
 from shortlist.project import Project
 from shortlist.ranking.scoring import RankerStage, load_scorer
 from shortlist.retrieval.catalogue import Catalogue
-from shortlist.retrieval.eligibility import Available, Excluded
+from shortlist.retrieval.eligibility import Available, Excluded, allowed, within
 from shortlist.serving.hydration import LiveFeatures
 from shortlist.serving.impressions import UNLOGGED
 from shortlist.serving.paths import Acquaintance, personal
@@ -104,9 +104,11 @@ class Everything:
         self.name, self.counted, self.catalogue = counted.name, counted, catalogue
 
     def propose(self, query: Query) -> Candidates:
-        """The whole catalogue."""
-        found = self.counted.propose(query)
-        missing = np.ones(len(self.catalogue), np.bool_)
+        """The whole catalogue, or what the query's `where` means of it."""
+        found, mask = self.counted.propose(query), allowed(query)
+        missing = np.ones(len(self.catalogue), np.bool_) if mask is None else mask.copy()
+        if mask is not None:
+            found = found.take(within(mask, found.items))
         missing[found.items] = False
         return found.followed_by(Candidates(np.flatnonzero(missing).astype(np.int32)))
 

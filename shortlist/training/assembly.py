@@ -14,7 +14,7 @@ from shortlist.features.table import FeatureTable
 from shortlist.pipeline.stages import Filter, Hydrator, Merger, QueryHydrator, Source
 from shortlist.project import Project
 from shortlist.retrieval.catalogue import Catalogue
-from shortlist.retrieval.eligibility import Available, Excluded, NotSeen
+from shortlist.retrieval.eligibility import Available, Excluded, NotSeen, Where
 from shortlist.retrieval.factors import Factors
 from shortlist.retrieval.fresh import FreshSource
 from shortlist.retrieval.item_weights import HistorySource, ItemWeights
@@ -146,9 +146,11 @@ def load_retrieval(
         raise KeyError(f"the release has the sources {missing}, which project {project.name!r} does not declare")
     catalogue = Catalogue(table, project.item.name)
     seen = [feature.name for feature in seen_features(project.labels, project.user, project.item)]
+    where = Where(catalogue)
     filters: tuple[Filter, ...] = (
         Available(catalogue),
         Excluded(catalogue),
+        where,
         NotSeen(catalogue, project.user.name, seen),
         *exclusions(project.slate, catalogue.entities),
     )
@@ -156,7 +158,7 @@ def load_retrieval(
     specs = [declared.get(name, Popular()) for name in names]
     loaded = [load_source(spec, place) for spec in specs]
     return Retrieval(
-        tuple(stage for stages in loaded for stage in stages.understand),
+        (where, *(stage for stages in loaded for stage in stages.understand)),
         tuple(stages.source for stages in loaded),
         Interleaved({spec.name: spec.quota for spec in specs}),
         filters,
