@@ -135,7 +135,7 @@ def test_an_explanation_names_sources_filters_features_and_contributions(client:
     slate = ask(client, user="user-0", k=3, explain=True)
     explanation = slate["explanation"]
     assert explanation["sources"]["popular"]["proposed"] == 50
-    assert set(explanation["filters"]) == {"available", "excluded", "not_seen"}
+    assert set(explanation["filters"]) == {"available", "excluded", "where", "not_seen"}
     assert explanation["versions"]["release"] == slate["release"]
     top = explanation["items"][0]
     assert top["item"] == slate["items"][0]["item"]
