@@ -27,7 +27,8 @@ from shortlist.serving.recovery import take_snapshot
 from shortlist.settings import Settings
 from shortlist.training.rankers import RankingData, fit_ranker
 from shortlist.training.releases import Manifest, Registry
-from shortlist.training.towers import TowerExamples, TowerItems, fit_towers
+from shortlist.training.tower_data import TowerExamples, TowerItems
+from shortlist.training.towers import fit_towers
 
 DAY_MS = 86_400_000
 RANK, NOISE = 32, 0.1

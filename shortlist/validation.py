@@ -362,6 +362,7 @@ def of_two_tower(project: Unbelieved, towers: TwoTower) -> Iterator[Problem]:
     for what, names, known in (
         (f"attribute of {user.name}", towers.user_attributes, user.attributes),
         (f"attribute of {item.name}", towers.item_attributes, item.attributes),
+        (f"text of {item.name}", towers.item_text, texts_of(item)),
         ("context value", towers.context, project.context),
     ):
         if isinstance(names, str):
@@ -370,6 +371,12 @@ def of_two_tower(project: Unbelieved, towers: TwoTower) -> Iterator[Problem]:
         for name in names:
             if name not in known:
                 yield Problem(project.place, f"{towers.name} names the {what} {name!r}", nearest(str(name), known))
+
+
+def texts_of(entity: Entity) -> list[str]:
+    """The attributes that have words."""
+    types = {name: value_type(declared) for name, declared in entity.attributes.items()}
+    return [name for name, known in types.items() if known and known[0] in ("str", "list[str]")]
 
 
 EXAMPLES = {

@@ -33,7 +33,8 @@ from shortlist.retrieval.towers import (
     Towers,
     attributes_of,
 )
-from shortlist.training.towers import UNIFORM, TowerExamples, TowerItems, fit_towers, prepared
+from shortlist.training.tower_data import TowerExamples, TowerItems
+from shortlist.training.towers import UNIFORM, fit_towers, prepared
 
 user = Entity("user", age=int, country=str, tastes=list[str])
 film = Entity("film", genres=list[str], year=int)
@@ -193,12 +194,13 @@ def test_nobody_without_history_or_attributes_has_a_vector(trained: tuple[Towers
     assert towers.user_vectors(np.zeros(0, np.uint64), np.zeros((0, 8), np.int64), nothing_known(0)).shape == (0, 32)
 
 
-def test_onnx_says_what_torch_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sequence", [False, True])
+def test_onnx_says_what_torch_says(tmp_path: Path, sequence: bool) -> None:
     examples, items, _ = checkerboard(1_500)
-    order = np.argsort(items.hashes)
-    assert fit_towers(SPEC, examples, items, tmp_path, seed=3, epochs=2).epochs == 2
+    order, spec = np.argsort(items.hashes), replace(SPEC, sequence=sequence)
+    assert fit_towers(spec, examples, items, tmp_path, seed=3, epochs=2).epochs == 2
     towers = Towers.load(tmp_path)
-    fitting, _ = prepared(SPEC, examples, items, 3)
+    fitting, _ = prepared(spec, examples, items, 3)
     model = fitting.model
     vocabulary = np.load(tmp_path / VOCABULARY)
     with torch.no_grad():
@@ -215,6 +217,9 @@ def test_onnx_says_what_torch_says(tmp_path: Path) -> None:
         model.user.numbers.copy_(torch.from_numpy(weights["scale"].copy()))
         for name in ("inner", "inner_bias", "outer", "outer_bias"):
             getattr(model.user, name).copy_(torch.from_numpy(weights[name].copy()))
+        for name, held in model.sequence.named_parameters() if model.sequence else ():
+            held.copy_(torch.from_numpy(weights[name].copy()))
+            assert held.abs().max() > 0.01
     expected = fitting.user_vectors(torch.arange(len(examples))).numpy()
     answered = towers.user_vectors(examples.user, examples.history, examples.columns)
     assert np.abs(answered - expected).max() < 1e-5

@@ -43,15 +43,20 @@ class TwoTower:
     """A two-tower model (Yi et al., RecSys 2019): a user vector, item vectors, and an index of the nearest items.
 
     `history` is a feature that lists the user's last items (`watch.by(user).last("film", 50)`); the attributes are
-    those of the user and of the item that the towers look at, `context` the values of the request that the user tower
-    looks at. Vectors have `dimensions` numbers and length 1; `temperature` divides their products in the softmax.
-    Training passes over the positives at most `epochs` times, and stops when recall on the newest has stopped rising.
+    those of the user and of the item that the towers look at, `item_text` those of the item whose words they look at,
+    `context` the values of the request that the user tower looks at; all but the history may be left out. With
+    `sequence` the last items are read in their order: what was newest asks what of the rest matters now.
+
+    Vectors have `dimensions` numbers and length 1; `temperature` divides their products in the softmax. Training passes
+    over the positives at most `epochs` times, and stops when recall on the newest has stopped rising.
     """
 
     history: Aggregate
     user_attributes: Sequence[str] = ()
     item_attributes: Sequence[str] = ()
+    item_text: Sequence[str] = ()
     context: Sequence[str] = ()
+    sequence: bool = False
     dimensions: int = 256
     quota: int = 500
     epochs: int = 5

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shortlist.events.labels import Labels
 from shortlist.events.log import EventLog
 from shortlist.features.columns import Rows
 from shortlist.features.hashing import Hashes
@@ -23,15 +24,17 @@ from shortlist.retrieval.item_weights import ItemWeights, distinct
 from shortlist.retrieval.nearest import VectorModel
 from shortlist.retrieval.specs import Fresh, HistorySpec, MatrixFactorisation, Popular, TwoTower
 from shortlist.retrieval.towers import Towers, attributes_of
+from shortlist.retrieval.words import words_of
 from shortlist.training.backtest import Progress
+from shortlist.training.beside import shown_beside
 from shortlist.training.factors import fit_factors
 from shortlist.training.item_weights import Interactions, fit_item_weights
 from shortlist.training.rankers import NothingToLearnError
 from shortlist.training.requests import Positives
-from shortlist.training.rows import Judged, Known
+from shortlist.training.rows import Judged, Known, shown
 
 if TYPE_CHECKING:
-    from shortlist.training.towers import TowerExamples
+    from shortlist.training.tower_data import TowerExamples
 
 MOST_EXAMPLES = 1_000_000
 BLOCK = 65_536
@@ -87,12 +90,14 @@ def _(
 @fit_source.register
 def _(spec: TwoTower, lesson: Lesson, directory: Path, earlier: Figures | None, progress: Progress) -> Figures:
     try:
-        from shortlist.training.towers import TowerItems, fit_towers  # torch takes a second, and only towers need it
+        from shortlist.training.tower_data import TowerItems  # torch takes a second, and only towers need it
+        from shortlist.training.towers import fit_towers
     except ModuleNotFoundError as error:
         raise NothingToLearnError(f"{error.name} is not installed; run: pip install 'shortlist[training]'") from error
     examples = examples_of(spec, lesson)
     items = lesson.known.items
     attributes = attributes_of(items, spec.item_attributes, items.hashes)
+    attributes |= words_of(items, spec.item_text, items.hashes)
     epochs = None if earlier is None else int(earlier["epochs"])
     try:
         report = fit_towers(
@@ -134,14 +139,23 @@ def examples_of(spec: TwoTower, lesson: Lesson) -> TowerExamples:
 
     The context of past requests is in no log, so towers learn without it.
     """
-    from shortlist.training.towers import TowerExamples
+    from shortlist.training.tower_data import TowerExamples
 
     found = lesson.positives.newest(MOST_EXAMPLES)
     users = lesson.known.users.hashes[found.user]
     histories = histories_of(lesson, spec.history.name, users, found.position, found.at)
     columns = attributes_of(lesson.known.users, spec.user_attributes, users, found.position)
     items = lesson.known.items.hashes[found.item]
-    return TowerExamples(users, histories, items, found.at, columns)
+    return TowerExamples(users, histories, items, found.at, columns, beside(lesson, len(found)))
+
+
+def beside(lesson: Lesson, newest: int) -> NDArray[np.uint64] | None:
+    """What was shown beside the newest positives and not acted on; None where nobody knows what was shown."""
+    labels, found, known = lesson.project.labels, lesson.positives, lesson.known
+    if not isinstance(labels, Labels):
+        return None
+    rows = shown(lesson.log, lesson.project, labels, 0, lesson.stop, lesson.seed)
+    return shown_beside(rows, known.users.hashes[found.user], known.items.hashes[found.item], found.position)[-newest:]
 
 
 def histories_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,9 +30,13 @@ class Bags:
     def take(self, rows: Tensor) -> Bags:
         """The bags of some rows."""
         lengths = (self.offsets[1:] - self.offsets[:-1])[rows]
-        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
-        inside = torch.arange(int(offsets[-1])) - offsets[:-1].repeat_interleave(lengths)
+        offsets = functional.pad(lengths.cumsum(0), (1, 0))
+        inside = torch.arange(int(offsets[-1]), device=rows.device) - offsets[:-1].repeat_interleave(lengths)
         return Bags(self.places[self.offsets[rows].repeat_interleave(lengths) + inside], offsets)
+
+    def to(self, device: torch.device) -> Bags:
+        """The same bags on a device."""
+        return Bags(self.places.to(device), self.offsets.to(device))
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,16 @@ class Side:
         """Some rows."""
         return Side(self.id[rows], {name: bags.take(rows) for name, bags in self.bags.items()}, self.numbers[rows])
 
+    def forget(self, share: float, generator: torch.Generator) -> Side:
+        """The same rows, of which about `share` do not say who they are."""
+        hidden = torch.rand(len(self.id), generator=generator, device=self.id.device) < share
+        return Side(self.id.masked_fill(hidden, 0), self.bags, self.numbers)
+
+    def to(self, device: torch.device) -> Side:
+        """The same rows on a device."""
+        bags = {name: bags.to(device) for name, bags in self.bags.items()}
+        return Side(self.id.to(device), bags, self.numbers.to(device))
+
 
 class Tower(nn.Module):
     """id embedding + mean embedding of each attribute + numbers, then a residual layer, then length 1."""
@@ -56,7 +71,7 @@ class Tower(nn.Module):
         super().__init__()
 
         def drawn(rows: int, columns: int, scale: float) -> nn.Parameter:
-            return nn.Parameter(torch.randn(rows, columns, generator=generator) * scale)
+            return nn.Parameter(torch.randn(rows, columns, generator=generator, device=generator.device) * scale)
 
         self.ids = drawn(ids + 1, dimensions, SMALL)
         self.values = nn.ParameterDict({name: drawn(size + 1, dimensions, SMALL) for name, size in values.items()})
@@ -80,33 +95,64 @@ class Tower(nn.Module):
         return functional.normalize(total + hidden @ self.outer + self.outer_bias, dim=1, eps=1e-6)
 
 
+class Sequence(nn.Module):
+    """One block of causal self-attention, read at its newest place (SASRec; Kang and McAuley, ICDM 2018).
+
+    Only the newest place is asked for, so the block's cost is that of a weighted mean: the question goes to the keys
+    once, and values are mixed after they were added up. It starts as nothing, beside the mean that it refines.
+    """
+
+    def __init__(self, dimensions: int, history: int, generator: torch.Generator) -> None:
+        super().__init__()
+
+        def drawn(rows: int, scale: float) -> nn.Parameter:
+            return nn.Parameter(torch.randn(rows, dimensions, generator=generator, device=generator.device) * scale)
+
+        self.positions = drawn(history, SMALL)
+        self.asks = drawn(dimensions, dimensions**-0.5)
+        self.mixes = nn.Parameter(torch.zeros(dimensions, dimensions))
+
+    def forward(self, items: Tensor, logits: Tensor, ages: Tensor) -> Tensor:
+        """What the newest item makes of the others, shape (n, d) of items (n, h, d) and their logits (n, h)."""
+        placed = items + self.positions[ages]
+        question = placed[:, 0] @ self.asks
+        weights = torch.softmax(logits + (placed @ question[:, :, None])[:, :, 0], dim=1)
+        mixed: Tensor = (weights[:, None] @ placed)[:, 0] @ self.mixes
+        return mixed
+
+
 class TwoTowers(nn.Module):
     """Both towers. The history is pooled from the item tower's id embeddings, so that both learn from each other.
 
     Its weights are a softmax over what each item is worth and how long ago it was (attention with one learned query
-    whose keys are numbers).
+    whose keys are numbers); a `sequence` sees what the items are, too.
     """
 
-    def __init__(self, user: Tower, item: Tower, history: int) -> None:
+    def __init__(self, user: Tower, item: Tower, history: int, sequence: Sequence | None = None) -> None:
         super().__init__()
-        self.user, self.item = user, item
+        self.user, self.item, self.sequence = user, item, sequence
         self.worth = nn.Parameter(torch.zeros(len(item.ids), 1))
         self.recency = nn.Parameter(torch.zeros(history))
 
     def pooled(self, history: Tensor, ages: Tensor) -> Tensor:
         """The weighted mean of a history's embeddings, shape (n, d) of places (n, h); zeros where it is empty.
 
-        `ages` says how many items ago each column is, shape (h,).
+        `ages` says how many items ago each column is, shape (h,), newest first.
         """
-        sparse = len(self.item.ids) >= SPARSE_FROM
+        sparse, empty = len(self.item.ids) >= SPARSE_FROM, history == 0
         worth = functional.embedding(history, self.worth, sparse=sparse).squeeze(2)
-        weights = torch.softmax(worth.masked_fill(history == 0, EMPTY_WEIGHT) + self.recency[ages], dim=1)
-        weights = weights.masked_fill(history == 0, 0.0)
-        return functional.embedding_bag(history, self.item.ids, per_sample_weights=weights, mode="sum", sparse=sparse)
+        logits = worth.masked_fill(empty, EMPTY_WEIGHT) + self.recency[ages]
+        weights = torch.softmax(logits, dim=1).masked_fill(empty, 0.0)
+        if self.sequence is None:
+            table = self.item.ids
+            return functional.embedding_bag(history, table, per_sample_weights=weights, mode="sum", sparse=sparse)
+        items = functional.embedding(history, self.item.ids, sparse=sparse).masked_fill(empty[:, :, None], 0.0)
+        read: Tensor = self.sequence(items, logits, ages)
+        return (weights[:, None] @ items)[:, 0] + read
 
     def user_vectors(self, side: Side, history: Tensor, ages: Tensor | None = None) -> Tensor:
         """Vectors of users, shape (n, d); see `pooled`. By default column i is i items ago."""
-        ages = torch.arange(history.shape[1]) if ages is None else ages
+        ages = torch.arange(history.shape[1], device=history.device) if ages is None else ages
         return self.user.vectors(self.user.inputs(side) + self.pooled(history, ages))
 
     def item_vectors(self, side: Side) -> Tensor:
@@ -122,6 +168,31 @@ class TwoTowers(nn.Module):
         table[0] = 0.0
         table[0, -1] = EMPTY_WEIGHT
         return np.asarray(table, np.float16)
+
+
+def sequence_nodes(sequence: Sequence, constants: list[Any], known: str, result: str) -> list[Any]:
+    """The nodes of `Sequence.forward`, whose outcome is added to `known`; its weights are appended to `constants`."""
+    from onnx import helper, numpy_helper
+
+    weights = {"positions": sequence.positions, "asks": sequence.asks, "mixes": sequence.mixes}
+    constants += [numpy_helper.from_array(tensor.detach().numpy().copy(), name) for name, tensor in weights.items()]
+    constants.append(numpy_helper.from_array(np.array(0, np.int64), "newest_place"))
+    constants.append(numpy_helper.from_array(np.array([2], np.int64), "last_axis"))
+    return [
+        helper.make_node("Add", ["history", "positions"], ["placed"]),
+        helper.make_node("Gather", ["placed", "newest_place"], ["newest"], axis=1),
+        helper.make_node("MatMul", ["newest", "asks"], ["question"]),
+        helper.make_node("Unsqueeze", ["question", "last_axis"], ["question_column"]),
+        helper.make_node("MatMul", ["placed", "question_column"], ["answer_column"]),
+        helper.make_node("Squeeze", ["answer_column", "last_axis"], ["answers"]),
+        helper.make_node("Add", ["logits", "answers"], ["asked_logits"]),
+        helper.make_node("Softmax", ["asked_logits"], ["asked_shares"], axis=1),
+        helper.make_node("Unsqueeze", ["asked_shares", "axis"], ["asked_row"]),
+        helper.make_node("MatMul", ["asked_row", "placed"], ["attended_row"]),
+        helper.make_node("Squeeze", ["attended_row", "axis"], ["attended"]),
+        helper.make_node("MatMul", ["attended", "mixes"], ["mixed"]),
+        helper.make_node("Add", [known, "mixed"], [result]),
+    ]
 
 
 def write_onnx(model: TwoTowers, path: Path) -> None:
@@ -153,6 +224,9 @@ def write_onnx(model: TwoTowers, path: Path) -> None:
         helper.make_node("Add", ["user", "pooled"], ["known"]),
     ]
     total = "known"
+    if model.sequence is not None:
+        nodes += sequence_nodes(model.sequence, constants, total, "read")
+        total = "read"
     if len(tower.numbers):
         constants.append(numpy_helper.from_array(tower.numbers.detach().numpy().copy(), "scale"))
         shapes["numbers"] = [len(tower.numbers)]

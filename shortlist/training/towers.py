@@ -3,14 +3,15 @@
 Yi et al., Sampling-bias-corrected neural modeling for large corpus item recommendations, RecSys 2019. The other
 positives of a batch are the negatives of each; popular items are among them more often, so the log of each item's
 frequency is subtracted from its logits. An item that is the same as the positive, or that the same user liked, is no
-negative and is masked.
+negative and is masked. What was shown beside the positive and not acted on is a negative of that row alone.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from shortlist.features.entities import Ragged
 from shortlist.features.hashing import Hashes
 from shortlist.retrieval.index import Vectors
 from shortlist.retrieval.ladder import build_index
@@ -34,11 +33,18 @@ from shortlist.retrieval.towers import (
     USER_MODEL,
     USERS,
     VOCABULARY,
-    AttributeColumn,
-    Scaling,
     places_in,
 )
-from shortlist.training.tower_model import SPARSE_FROM, Bags, Side, Tower, TwoTowers, write_onnx
+from shortlist.training.tower_data import (
+    Encoding,
+    TowerExamples,
+    TowerItems,
+    chance_in_batch,
+    checked,
+    in_order_of_hash,
+    recency,
+)
+from shortlist.training.tower_model import SPARSE_FROM, Sequence, Side, Tower, TwoTowers, write_onnx
 
 Progress = Callable[[str, float], None]
 """Told the step that runs and the share of it that is done, from 0 to 1."""
@@ -46,40 +52,24 @@ HELD_OUT, MOST_HELD_OUT = 0.1, 2_048
 RECALL_AT, PATIENCE = 100, 2
 UNKNOWN_USER = 0.5
 """The share of training rows whose user id is hidden, so that newcomers get a vector that was learned for them."""
+UNKNOWN_ITEM = 0.02
+"""The share of a batch's items whose id is hidden, where attributes say something of them too: what is new is then a
+vector that was learned from attributes alone (Volkovs et al., DropoutNet, NeurIPS 2017). A small one: more of them cost
+recall among items that are known, and teach the new one no better."""
+SHARED_BY = 2
+"""Items that a value of an attribute must have to be told apart: one that a single item has says no more than its id
+does, and teaches, with all others like it, what a value that nobody knows is worth."""
 UNIFORM = 0.5
 """Items drawn uniformly as further negatives, per positive (mixed negative sampling; Yang et al., WWW 2020): without
 them nobody ever learns that an item which no one acted on is not wanted."""
+SLATE = 0.3
+"""The weight of a choice from what was shown, beside that from the catalogue. In a simulated world the slates that were
+best by the truth came of 0.3 to 1; the more, the worse recall of what an old policy chose to show."""
 HISTORY_KEPT = 0.5
 """The share of the places of the history that a batch looks at, so that no single item decides; and it is faster."""
 WEIGHT_DECAY = 0.01
-OLD_SHARE, HALF_AGE = 0.1, 0.1
 BLOCK = 4_096
-
-
-@dataclass(frozen=True)
-class TowerExamples:
-    """n positives: who acted on what, and what was known of them strictly before.
-
-    `user` and `item` are hashes, shape (n,); `history` hashes of items, newest first, shape (n, h), 0 where it is
-    shorter; `at` ms UTC; `columns` the user attributes and context values of the spec, n rows each.
-    """
-
-    user: Hashes
-    history: NDArray[Any]
-    item: Hashes
-    at: NDArray[np.int64]
-    columns: Mapping[str, AttributeColumn]
-
-    def __len__(self) -> int:
-        return len(self.user)
-
-
-@dataclass(frozen=True)
-class TowerItems:
-    """The m items that can be retrieved: their hashes, each once, and the item attributes of the spec, m rows each."""
-
-    hashes: Hashes
-    columns: Mapping[str, AttributeColumn]
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -96,35 +86,12 @@ class TowerReport:
     index_reached: bool
 
 
-@dataclass(frozen=True)
-class Encoding:
-    """How raw columns become a tower's inputs: the sorted vocabulary of each category, the scaling of each number."""
-
-    ids: Hashes
-    values: Mapping[str, Hashes]
-    scalings: Mapping[str, Scaling]
-
-    @classmethod
-    def of(cls, ids: Hashes, columns: Mapping[str, AttributeColumn]) -> Encoding:
-        """The encoding that some rows need."""
-        values = {name: _distinct(column.values) for name, column in columns.items() if isinstance(column, Ragged)}
-        scalings = {name: _scaling(column) for name, column in columns.items() if not isinstance(column, Ragged)}
-        return cls(_distinct(ids), values, scalings)
-
-    def encode(self, ids: Hashes, columns: Mapping[str, AttributeColumn]) -> Side:
-        """Rows as inputs."""
-        bags, numbers = {}, [np.empty((len(ids), 0), np.float32)]
-        for name, column in columns.items():
-            if isinstance(column, Ragged):
-                bags[name] = _bags(places_in(self.values[name], column.values), column.offsets)
-            else:
-                numbers.append(self.scalings[name].apply(column))
-        return Side(torch.from_numpy(places_in(self.ids, ids)), bags, torch.from_numpy(np.concatenate(numbers, axis=1)))
-
-
 @dataclass
 class Fitting:
-    """The model and its data, as tensors; `log_q` is the log frequency of each item's place among positives."""
+    """The model and its data, as tensors on one device; `log_q` is the log of each item's chance to be in a batch.
+
+    `beside` are places (from 1) of items that were shown with each positive and not acted on, 0 where there are fewer.
+    """
 
     spec: TwoTower
     model: TwoTowers
@@ -132,36 +99,79 @@ class Fitting:
     history: Tensor
     items: Side
     positive: Tensor
+    beside: Tensor
     log_q: Tensor
     weight: Tensor
     generator: torch.Generator
 
     def loss(self, rows: Tensor) -> Tensor:
-        """The sampled softmax of one batch."""
-        known, positive = self.users.take(rows), self.positive[rows]
-        hidden = torch.rand(len(rows), generator=self.generator) < UNKNOWN_USER
-        user = Side(known.id.masked_fill(hidden, 0), known.bags, known.numbers)
+        """The sampled softmax of one batch, and that of each positive's own slate."""
+        known, positive, device = self.users.take(rows), self.positive[rows], rows.device
+        user = known.forget(UNKNOWN_USER, self.generator)
         size = (int(UNIFORM * len(rows)),)
-        uniform = torch.randint(len(self.items.id), size, generator=self.generator)
+        uniform = torch.randint(len(self.items.id), size, generator=self.generator, device=device)
         distinct, place = torch.unique(torch.cat([positive, uniform]), return_inverse=True)
         place = place[: len(rows)]
-        vectors = self.model.item_vectors(self.items.take(distinct))
-        length = self.history.shape[1]
-        kept = torch.randperm(length, generator=self.generator)[: math.ceil(length * HISTORY_KEPT)]
-        logits = self.model.user_vectors(user, self.history[rows][:, kept], kept) @ vectors.T / self.spec.temperature
+        vectors = self.some_items(distinct)
+        kept = self.places_kept()
+        users = self.model.user_vectors(user, self.history[rows][:, kept], kept)
+        logits = users @ vectors.T / self.spec.temperature
         # each distinct item stands once for all its occurrences in the batch: Q is its probability to be there at all
         logits = logits - self.log_q[distinct]
         same_user, other = ((known.id[:, None] == known.id) & (known.id > 0)).nonzero(as_tuple=True)
-        liked = torch.zeros(len(rows), len(distinct), dtype=torch.bool)
+        liked = torch.zeros(len(rows), len(distinct), dtype=torch.bool, device=device)
         liked[same_user, place[other]] = True
-        liked[torch.arange(len(rows)), place] = False
+        liked[torch.arange(len(rows), device=device), place] = False
         losses = functional.cross_entropy(logits.masked_fill(liked, -math.inf), place, reduction="none")
+        if self.beside.shape[1]:
+            losses = losses + SLATE * self.slate_losses(users, vectors[place], self.beside[rows])
         return (losses * self.weight[rows]).mean()
+
+    def slate_losses(self, users: Tensor, chosen: Tensor, beside: Tensor) -> Tensor:
+        """-log of the probability to choose the positive from what was shown; 0 where nothing is known of that.
+
+        By Luce's axiom the same scores that choose from the whole catalogue choose from a part of it, or from some
+        that are drawn of that part. As further columns of the sampled softmax they would count for as much as any one
+        item of the catalogue, which is nothing.
+        """
+        distinct, place = torch.unique(beside, return_inverse=True)
+        vectors = self.some_items((distinct - 1).clamp(min=0))[place]
+        others = torch.einsum("nd,nsd->ns", users, vectors).masked_fill(beside == 0, -math.inf)
+        logits = torch.cat([(users * chosen).sum(dim=1, keepdim=True), others], dim=1) / self.spec.temperature
+        return torch.logsumexp(logits, dim=1) - logits[:, 0]
+
+    def some_items(self, places: Tensor) -> Tensor:
+        """The vectors of some items to learn from, shape (n, d): some do not say which they are."""
+        side = self.items.take(places)
+        return self.model.item_vectors(side.forget(UNKNOWN_ITEM, self.generator) if self.described else side)
+
+    @property
+    def described(self) -> bool:
+        """Whether more than an id is known of items."""
+        return bool(self.items.bags) or self.items.numbers.shape[1] > 0
+
+    def renew(self, learned: Tensor) -> None:
+        """Make items that the learned rows say nothing of like new ones, where attributes say something.
+
+        Their ids stood for negatives alone: they know that nobody acted on these items, not that nobody will.
+        """
+        places = (self.positive[learned] + 1, self.history[learned].flatten(), self.beside[learned].flatten())
+        unheard = torch.ones(len(self.model.item.ids), dtype=torch.bool, device=learned.device)
+        unheard[torch.cat(places)] = False
+        if self.described:
+            with torch.no_grad():
+                self.model.item.ids[unheard] = self.model.item.ids[0].clone()
+
+    def places_kept(self) -> Tensor:
+        """The places of the history that a batch looks at, newest first."""
+        length = self.history.shape[1]
+        drawn = torch.randperm(length, generator=self.generator, device=self.history.device)
+        return drawn[: math.ceil(length * HISTORY_KEPT)].sort().values
 
     def item_vectors(self) -> Tensor:
         """Every item's vector, shape (m, d)."""
         with torch.no_grad():
-            rows = torch.arange(len(self.items.id))
+            rows = torch.arange(len(self.items.id), device=self.items.id.device)
             return torch.cat([self.model.item_vectors(self.items.take(part)) for part in parts_of(rows, BLOCK)])
 
     def user_vectors(self, rows: Tensor) -> Tensor:
@@ -197,19 +207,21 @@ def fit_towers(
     machine give the same bytes. Raises ValueError, with what to do, for examples that nothing can be learned from.
     """
     checked(examples, items)
-    order = np.argsort(items.hashes)
-    items = TowerItems(items.hashes[order], {name: _rows(column, order) for name, column in items.columns.items()})
-    with deterministic():
-        fitting, encodings = prepared(spec, examples, items, seed)
-        newest = torch.from_numpy(np.argsort(examples.at, kind="stable"))
+    items, device = in_order_of_hash(items), device_of()
+    with deterministic(device):
+        fitting, encodings = prepared(spec, examples, items, seed, device)
+        newest = torch.from_numpy(np.argsort(examples.at, kind="stable")).to(device)
         held = int(len(newest) * HELD_OUT) if epochs is None else 0
         learned, held_out = newest[: len(newest) - held], newest[len(newest) - held :]
-        held_out = held_out[torch.linspace(0, held - 1, min(held, MOST_HELD_OUT)).long()] if held else held_out
+        if held:
+            held_out = held_out[torch.linspace(0, held - 1, min(held, MOST_HELD_OUT)).long().to(device)]
         k = max(1, min(RECALL_AT, len(items.hashes) // 4))
         with half_precision_products():
-            made, recall = fit(fitting, learned, held_out, k, spec.epochs if epochs is None else epochs, progress)
+            made, _ = fit(fitting, learned, held_out, k, spec.epochs if epochs is None else epochs, progress)
+        fitting.renew(learned)
+        recall = fitting.recall(held_out, k) if held else math.nan
         asked = held_out if held else learned[-MOST_HELD_OUT:]
-        queries, vectors = fitting.user_vectors(asked).numpy(), fitting.item_vectors().numpy()
+        queries, vectors = fitting.user_vectors(asked).cpu().numpy(), fitting.item_vectors().cpu().numpy()
     if not np.isfinite(vectors).all():
         raise ValueError("the towers' training diverged; lower the learning rate of TwoTower(...)")
     index = build_index(vectors, queries, k=spec.quota, seed=seed, progress=progress)
@@ -219,28 +231,12 @@ def fit_towers(
     return TowerReport(made, recall, k, len(examples), len(vectors), index.rung, index.recall, index.reached)
 
 
-def checked(examples: TowerExamples, items: TowerItems) -> None:
-    """Raise ValueError for examples that nothing can be learned from."""
-    if not len(items.hashes):
-        raise ValueError("the towers have no items to learn: the catalogue is empty; ingest items or events first")
-    if not len(examples):
-        raise ValueError("the towers have no positive examples to learn from; look at the project's labels")
-    if len(np.unique(items.hashes)) != len(items.hashes) or not items.hashes.all():
-        raise ValueError("the items of the towers must be distinct and not 0")
-    unknown = int((~np.isin(examples.item, items.hashes)).sum())
-    if unknown:
-        raise ValueError(f"{unknown} of {len(examples)} positives name items that are not among the items")
-    shapes = {len(examples.history), len(examples.item), len(examples.at), len(examples)}
-    if len(shapes) != 1:
-        raise ValueError(f"the examples' arrays have different lengths: {sorted(shapes)}")
-
-
 def prepared(
-    spec: TwoTower, examples: TowerExamples, items: TowerItems, seed: int
+    spec: TwoTower, examples: TowerExamples, items: TowerItems, seed: int, device: torch.device = CPU
 ) -> tuple[Fitting, tuple[Encoding, Encoding]]:
     """A model with drawn weights and the data as tensors; and the encodings of users and items."""
-    generator = torch.Generator().manual_seed(seed)
-    user, item = Encoding.of(examples.user, examples.columns), Encoding.of(items.hashes, items.columns)
+    generator = torch.Generator(device).manual_seed(seed)
+    user, item = Encoding.of(examples.user, examples.columns), Encoding.of(items.hashes, items.columns, SHARED_BY)
     sizes = [{name: len(known) for name, known in side.values.items()} for side in (user, item)]
     towers = [
         Tower(len(side.ids), size, 2 * len(side.scalings), spec.dimensions, generator)
@@ -248,35 +244,23 @@ def prepared(
     ]
     history = places_in(item.ids, np.ascontiguousarray(examples.history).view(np.uint64))
     positive = places_in(item.ids, examples.item) - 1
-    counts = np.bincount(positive, minlength=len(item.ids))
-    # the probability to be in a batch at least once, as a positive or drawn uniformly
-    batch, shares = min(spec.batch, len(examples)), np.minimum(counts / len(examples), 1 - 1e-9)
-    absent = batch * np.log1p(-shares) + int(UNIFORM * batch) * np.log1p(-min(1 / len(counts), 1 - 1e-9))
-    appears = -np.expm1(absent)
+    beside = np.zeros((len(examples), 0), np.uint64) if examples.beside is None else examples.beside
+    sequence = Sequence(spec.dimensions, history.shape[1], generator) if spec.sequence else None
+    batch = min(spec.batch, len(examples))
+    appears = chance_in_batch(positive, len(item.ids), batch, int(UNIFORM * batch))
     fitting = Fitting(
         spec,
-        TwoTowers(towers[0], towers[1], history.shape[1]),
-        user.encode(examples.user, examples.columns),
-        torch.from_numpy(history),
-        item.encode(items.hashes, items.columns),
-        torch.from_numpy(positive),
-        torch.from_numpy(np.log(np.maximum(appears, 1e-12)).astype(np.float32)),
-        torch.from_numpy(recency(examples.at)),
+        TwoTowers(towers[0], towers[1], history.shape[1], sequence).to(device),
+        user.encode(examples.user, examples.columns).to(device),
+        torch.from_numpy(history).to(device),
+        item.encode(items.hashes, items.columns).to(device),
+        torch.from_numpy(positive).to(device),
+        torch.from_numpy(places_in(item.ids, beside)).to(device),
+        torch.from_numpy(np.log(np.maximum(appears, 1e-12)).astype(np.float32)).to(device),
+        torch.from_numpy(recency(examples.at)).to(device),
         generator,
     )
     return fitting, (user, item)
-
-
-def recency(at: NDArray[np.int64]) -> NDArray[np.float32]:
-    """How much each example counts, 1 on average: what is popular moves on, so the newest count most.
-
-    Age is measured in examples, not in days, so that slow and fast catalogues are treated alike; the oldest keep a
-    share, because tastes last longer than fashions.
-    """
-    age = np.empty(len(at))
-    age[np.argsort(at, kind="stable")] = np.arange(len(at))[::-1] / len(at)
-    weights = OLD_SHARE + (1 - OLD_SHARE) * 2.0 ** (-age / HALF_AGE)
-    return np.asarray(weights / weights.mean(), np.float32)
 
 
 def fit(
@@ -287,7 +271,7 @@ def fit(
     optimisers = optimisers_of(model, spec.learning_rate)
     best: tuple[float, int, dict[str, Tensor]] = (math.nan, epochs, {})
     for epoch in range(1, epochs + 1):
-        shuffled = learned[torch.randperm(len(learned), generator=fitting.generator)]
+        shuffled = learned[torch.randperm(len(learned), generator=fitting.generator, device=learned.device)]
         for rows in parts_of(shuffled, spec.batch):
             loss = fitting.loss(rows)
             if loss.requires_grad:
@@ -321,7 +305,7 @@ def optimisers_of(model: TwoTowers, learning_rate: float) -> list[torch.optim.Op
 
 def write(spec: TwoTower, fitting: Fitting, encodings: tuple[Encoding, Encoding], directory: Path) -> None:
     """Write everything but the index."""
-    model, (user, item) = fitting.model, encodings
+    model, (user, item) = fitting.model.cpu(), encodings
     write_onnx(model, directory / USER_MODEL)
     np.save(directory / USERS, model.user.ids.detach().numpy())
     np.save(directory / HISTORY, model.history_table())
@@ -345,12 +329,19 @@ def parts_of(rows: Tensor, size: int) -> tuple[Tensor, ...]:
     return torch.split(rows, size)
 
 
+def device_of() -> torch.device:
+    """Where to learn: on CUDA where there is any."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to give the same sums every time
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @contextmanager
-def deterministic() -> Iterator[None]:
-    """Have torch refuse whatever is not the same every time; as it was, afterwards."""
+def deterministic(device: torch.device = CPU) -> Iterator[None]:
+    """Have torch refuse whatever is not the same every time; as it was, afterwards. On CUDA it warns instead."""
     filling: Any = torch.utils.deterministic
     before = torch.get_deterministic_debug_mode(), filling.fill_uninitialized_memory
-    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms loads a compiler first, for a second
+    # use_deterministic_algorithms loads a compiler first, for a second
+    torch.set_deterministic_debug_mode("error" if device.type == "cpu" else "warn")
     filling.fill_uninitialized_memory = False  # a quarter of the time, and nothing here reads what it did not write
     try:
         yield
@@ -372,33 +363,3 @@ def half_precision_products() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def _distinct(hashes: Hashes) -> Hashes:
-    return np.setdiff1d(hashes, np.zeros(1, np.uint64))
-
-
-def _scaling(column: NDArray[np.float64]) -> Scaling:
-    known = column[np.isfinite(column)]
-    mean, deviation = (float(known.mean()), float(known.std())) if len(known) else (0.0, 1.0)
-    return Scaling(mean, deviation if deviation > 0 else 1.0)
-
-
-def _bags(places: NDArray[np.int64], offsets: NDArray[np.int64]) -> Bags:
-    """Bags in which place 0, the unknown, stands where a row has no value."""
-    lengths = np.diff(offsets)
-    filled = np.maximum(lengths, 1)
-    starts = np.concatenate([[0], np.cumsum(filled)]).astype(np.int64)
-    out = np.zeros(starts[-1], np.int64)
-    inside = np.arange(len(places)) - np.repeat(offsets[:-1], lengths)
-    out[np.repeat(starts[:-1], lengths) + inside] = places
-    return Bags(torch.from_numpy(out), torch.from_numpy(starts))
-
-
-def _rows(column: AttributeColumn, order: NDArray[np.intp]) -> AttributeColumn:
-    if not isinstance(column, Ragged):
-        return column[order]
-    lengths = np.diff(column.offsets)[order]
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    inside = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-    return Ragged(column.values[np.repeat(column.offsets[order], lengths) + inside], offsets)

@@ -1,0 +1,38 @@
+"""What was shown beside a positive and not acted on: the user saw it, and chose something else."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shortlist.features.hashing import Hashes, combined
+from shortlist.training.rows import Judged
+
+MOST_BESIDE = 4
+"""Items kept of each slate: drawn ones, because a slate's rows stand in drawn order."""
+
+
+def shown_beside(rows: Judged, users: Hashes, items: Hashes, position: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """For each positive up to `MOST_BESIDE` items of the slate that led to it, shape (n, MOST_BESIDE); else 0.
+
+    `users`, `items` and log `position` are those of all positives. The slate is the latest one before the action in
+    which the item was shown and acted on. What the user acted on at any other time is left out.
+    """
+    shown, acted = combined(rows.user, rows.item), combined(users, items)
+    kept = np.flatnonzero((rows.gain == 0) & ~np.isin(shown, acted))
+    request = rows.request[kept]
+    place = np.arange(len(kept)) - np.searchsorted(request, request)
+    kept, place = kept[place < MOST_BESIDE], place[place < MOST_BESIDE]
+    slates = np.zeros((int(rows.request.max(initial=-1)) + 1, MOST_BESIDE), np.uint64)
+    slates[rows.request[kept], place] = rows.item[kept]
+    beside = np.zeros((len(users), MOST_BESIDE), np.uint64)
+    won = np.flatnonzero(rows.gain > 0)
+    # sorted by pair and position, the latest impression before an action is the last one seen
+    pair, when = np.concatenate([shown[won], acted]), np.concatenate([rows.position[won], position])
+    order = np.lexsort((when, pair))
+    seen = np.where(order < len(won), np.arange(len(order)), -1)
+    latest = np.maximum.accumulate(seen) if len(seen) else seen
+    action = np.flatnonzero((order >= len(won)) & (latest >= 0))
+    action = action[pair[order[action]] == pair[order[latest[action]]]]
+    beside[order[action] - len(won)] = slates[rows.request[won[order[latest[action]]]]]
+    return beside
