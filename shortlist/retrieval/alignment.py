@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from shortlist.features.entities import Growing
 from shortlist.features.hashing import Hashes
 from shortlist.retrieval.catalogue import Catalogue, Items
 from shortlist.retrieval.index import Rows
@@ -24,30 +25,41 @@ class Model(Protocol):
 
 
 class Alignment:
-    """Which row of a model is which item of the catalogue, as the catalogue grows."""
+    """Which row of a model is which item of the catalogue, as the catalogue grows, and rows are added."""
 
     def __init__(self, model: Model, catalogue: Catalogue) -> None:
         self.model, self.catalogue = model, catalogue
-        self._items: Items = np.full(len(model.items), -1, np.int32)
-        self._rows: Rows = np.empty(0, np.int32)
+        self._items, self._rows = Growing(np.int32, -1), Growing(np.int32, -1)
+        self._items.resize(len(model.items))
         self._lock = Lock()
 
     def items_of(self, rows: Rows) -> Items:
         """The catalogue index of each row, -1 for items that the catalogue does not know."""
         self._follow()
-        return self._items[rows]
+        items = self._items.values
+        noted = rows < len(items)  # rows are added before it is noted here whose they are
+        return np.where(noted, items[np.where(noted, rows, 0)], np.int32(-1)) if len(items) else np.full_like(rows, -1)
 
     def rows_of(self, items: Items) -> Rows:
         """The row of each catalogue index, -1 for items that the release does not know, and for -1."""
         self._follow()
-        return np.where(items >= 0, self._rows[items], np.int32(-1)) if len(self._rows) else np.full_like(items, -1)
+        rows = self._rows.values
+        return np.where(items >= 0, rows[items], np.int32(-1)) if len(rows) else np.full_like(items, -1)
+
+    def add(self, items: Items, rows: Rows) -> None:
+        """Take note of the rows of items that the model did not know."""
+        self._follow()
+        with self._lock:
+            self._items.resize(max(self._items.size, int(rows.max(initial=-1)) + 1))
+            self._items.values[rows] = items
+            self._rows.values[items] = rows
 
     def _follow(self) -> None:
-        if len(self._rows) == len(self.catalogue):
+        if self._rows.size == len(self.catalogue):
             return
         with self._lock:
-            start = len(self._rows)
+            start = self._rows.size
             rows = self.model.rows_of(self.catalogue.hashes()[start:])
             known = np.flatnonzero(rows >= 0)
-            self._items[rows[known]] = start + known
-            self._rows = np.concatenate([self._rows, rows])
+            self._items.values[rows[known]] = start + known
+            self._rows.extend(rows)

@@ -57,12 +57,6 @@ class Factors:
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         return np.asarray(vectors / np.where(lengths > 0, lengths, np.float32(1)), np.float32)
 
-    def similarity(self, vector: Vectors, rows: Rows) -> NDArray[np.float64]:
-        """The product of a user vector with the items in `rows`; NaN for row -1, and where the vector is zero."""
-        if not len(self.items) or not vector.any():
-            return np.full(len(rows), np.nan)
-        return np.where(rows >= 0, (self.index.vectors[rows] @ vector).astype(np.float64), np.nan)
-
     def save(self, directory: Path) -> None:
         """Write everything."""
         directory.mkdir(parents=True, exist_ok=True)

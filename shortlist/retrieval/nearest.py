@@ -12,17 +12,18 @@ from shortlist.features.hashing import NOBODY, Hashes, hash_of
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Query
 from shortlist.pipeline.stages import Filter
-from shortlist.retrieval.alignment import Alignment, Model
 from shortlist.retrieval.catalogue import Catalogue, Items
-from shortlist.retrieval.eligibility import eligible
-from shortlist.retrieval.index import Index, Rows, Vectors
+from shortlist.retrieval.eligibility import Mask, allowed, eligible, within
+from shortlist.retrieval.index import Among, Rows, Vectors
+from shortlist.retrieval.item_tower import ItemTower
+from shortlist.retrieval.live_items import IndexedModel, LiveItems
 from shortlist.retrieval.towers import AttributeColumn, Scaling, attributes_of, context_columns
 
 ENOUGH = 0.9
 """The share of the quota that is not worth another, wider search."""
 
 
-class VectorModel(Model, Protocol):
+class VectorModel(IndexedModel, Protocol):
     """A model that makes a vector of a user, to be searched for in an index of items: `Towers` or `Factors`."""
 
     @property
@@ -37,22 +38,16 @@ class VectorModel(Model, Protocol):
     def scalings(self) -> Mapping[str, Scaling]:
         """Which of them are numbers."""
 
-    @property
-    def index(self) -> Index:
-        """The items' vectors, in the order of its rows."""
-
     def user_vectors(self, users: Hashes, history: NDArray[Any], columns: Mapping[str, AttributeColumn]) -> Vectors:
         """Shape (n, dimensions); a zero vector is near nothing."""
-
-    def similarity(self, vector: Vectors, rows: Rows) -> NDArray[np.float64]:
-        """The product of a user's vector and each item's; NaN where it says nothing."""
 
 
 class TowerSource:
     """A query hydrator, a source and a hydrator: learns the user's vector, proposes, and describes with `<name>_score`.
 
-    The score is the product of the two vectors, -1 to 1, NaN for items that the release does not know. More than
-    `quota` are fetched until about so many (`ENOUGH` of it) pass the filters, or nothing is left.
+    The score is the product of the two vectors, -1 to 1, NaN for items that have none. What the query's `where` leaves
+    out is not looked at; of the rest more than `quota` are fetched until about so many (`ENOUGH` of it) pass the
+    filters, or nothing is left. Items that come or change are followed (`live_items`), `behind` the requests or not.
     """
 
     def __init__(
@@ -63,16 +58,19 @@ class TowerSource:
         user: str,
         quota: int,
         filters: Sequence[Filter] = (),
+        item_tower: ItemTower | None = None,
+        behind: bool = False,
     ) -> None:
         self.name, self.towers, self.catalogue, self.user, self.quota = name, towers, catalogue, user, quota
         self.filters = tuple(filters)
-        self.alignment = Alignment(towers, catalogue)
+        self.items = LiveItems(towers, catalogue, item_tower, behind)
         users = catalogue.table.entities[user]
         self._attributes = tuple(column for column in towers.columns if column in users.attributes)
         self._context = tuple(column for column in towers.columns if column not in users.attributes)
 
     def learn(self, query: Query) -> Mapping[str, Any]:
         """The user's vector, shape (dimensions,), as `<name>_vector`."""
+        self.items.follow()
         return {f"{self.name}_vector": self.vector(query)}
 
     def vector(self, query: Query) -> Vectors:
@@ -90,24 +88,40 @@ class TowerSource:
 
     def propose(self, query: Query) -> Candidates:
         """At most `quota` eligible items, nearest first."""
-        vector, wanted, enough = self.vector(query), self.quota, ENOUGH * self.quota
+        self.items.follow()
+        vector, wanted, enough, mask = self.vector(query), self.quota, ENOUGH * self.quota, allowed(query)
+        among = None if mask is None else self._among(mask)
+        total = len(self.items.index) if among is None else among.count
         while vector.any():
-            rows, _ = self.towers.index.search(vector, wanted)
-            items = self.alignment.items_of(rows)
+            rows, _ = self.items.index.search(vector, wanted, among)
+            items = self.items.alignment.items_of(rows)
             found = eligible(self.filters, query, Candidates(items[items >= 0]))
-            if len(found) >= enough or wanted >= len(self.towers.index):
+            if len(found) >= enough or wanted >= total:
                 return found.take(np.arange(min(self.quota, len(found))))
             wanted *= 4
         return Candidates(np.empty(0, np.int32))
 
+    def _among(self, mask: Mask) -> Among:
+        """The rows of the items that a mask over the catalogue is true for; an item that has no row counts too."""
+        alignment = self.items.alignment
+
+        def rows() -> Rows:
+            found = alignment.rows_of(np.flatnonzero(mask).astype(np.int32))
+            return found[found >= 0]
+
+        return Among(int(np.count_nonzero(mask)), rows, lambda rows: within(mask, alignment.items_of(rows)))
+
     def item_vectors(self, items: Items) -> Vectors:
-        """The vector of each item by catalogue index, shape (items, dimensions); zeros for what it does not know."""
-        rows = self.alignment.rows_of(items)
-        vectors: Vectors = np.zeros((len(items), self.towers.index.dimensions), np.float32)
-        vectors[rows >= 0] = self.towers.index.vectors[rows[rows >= 0]]
+        """The vector of each item by catalogue index, shape (items, dimensions); zeros for what has none."""
+        rows = self.items.alignment.rows_of(items)
+        vectors: Vectors = np.zeros((len(items), self.items.index.dimensions), np.float32)
+        vectors[rows >= 0] = self.items.index.vectors_of(rows[rows >= 0])
         return vectors
 
     def describe(self, query: Query, candidates: Candidates) -> Candidates:
-        """The same candidates with the column `<name>_score`."""
-        rows = self.alignment.rows_of(candidates.items)
-        return candidates.describe({f"{self.name}_score": self.towers.similarity(self.vector(query), rows)})
+        """The same candidates with the column `<name>_score`; NaN where the user's vector is zero, too."""
+        rows, vector = self.items.alignment.rows_of(candidates.items), self.vector(query)
+        scores = np.full(len(rows), np.nan)
+        if vector.any():
+            scores[rows >= 0] = self.items.index.vectors_of(rows[rows >= 0]) @ vector
+        return candidates.describe({f"{self.name}_score": scores})

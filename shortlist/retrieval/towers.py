@@ -152,11 +152,10 @@ class Towers:
         empty = np.empty((0, self.facts["dimensions"]), np.float32)
         return np.concatenate([empty, *parts]) if len(parts) != 1 else parts[0]
 
-    def similarity(self, vector: Vectors, rows: Rows) -> NDArray[np.float64]:
-        """The product of a user vector with the items in `rows`; NaN for row -1."""
-        if not len(self.items):
-            return np.full(len(rows), np.nan)
-        return np.where(rows >= 0, (self.item_vectors[rows] @ vector).astype(np.float64), np.nan)
+    def id_vectors(self, rows: Rows) -> Vectors:
+        """The id embeddings of some rows, shape (n, dimensions), as histories have them."""
+        vectors: Vectors = self._history_table[rows + 1, :-1].astype(np.float32)
+        return vectors
 
     def _chunk(self, users: Hashes, items: Hashes, columns: Mapping[str, AttributeColumn]) -> Vectors:
         user = self._user_table[self._user_places.find(users)]
@@ -167,7 +166,7 @@ class Towers:
         table = self._history_table[self._item_places.find(items.reshape(-1)).reshape(items.shape)].astype(np.float32)
         inputs = {"user": user, "history": table[:, :, :-1], "weight": table[:, :, -1]}
         if self.scalings:
-            numbers = [scaling.apply(_numbers(columns[name])) for name, scaling in self.scalings.items()]
+            numbers = [scaling.apply(numbers_in(columns[name])) for name, scaling in self.scalings.items()]
             inputs["numbers"] = np.concatenate(numbers, axis=1)
         vectors: Vectors = self._session.run(["vector"], {name: np.ascontiguousarray(v) for name, v in inputs.items()})[
             0
@@ -220,6 +219,7 @@ def _rows(column: AttributeColumn, start: int, stop: int) -> AttributeColumn:
     return Ragged(column.values[offsets[0] : offsets[-1]], offsets - offsets[0])
 
 
-def _numbers(column: AttributeColumn) -> NDArray[np.float64]:
+def numbers_in(column: AttributeColumn) -> NDArray[np.float64]:
+    """A column of numbers."""
     assert not isinstance(column, Ragged)
     return column

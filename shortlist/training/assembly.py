@@ -17,6 +17,7 @@ from shortlist.retrieval.catalogue import Catalogue
 from shortlist.retrieval.eligibility import Available, Excluded, NotSeen, Where
 from shortlist.retrieval.factors import Factors
 from shortlist.retrieval.fresh import FreshSource
+from shortlist.retrieval.item_tower import ItemTower
 from shortlist.retrieval.item_weights import HistorySource, ItemWeights
 from shortlist.retrieval.merge import Interleaved
 from shortlist.retrieval.nearest import TowerSource
@@ -92,15 +93,18 @@ def _(spec: Fresh, place: Place) -> SourceStages:
 
 @load_source.register
 def _(spec: TwoTower, place: Place) -> SourceStages:
-    towers = Towers.load(place.directory / spec.name)
-    source = TowerSource(spec.name, towers, place.catalogue, place.project.user.name, spec.quota, place.filters)
+    directory, user = place.directory / spec.name, place.project.user.name
+    towers = Towers.load(directory)
+    item_tower = ItemTower.load(directory, towers)
+    source = TowerSource(spec.name, towers, place.catalogue, user, spec.quota, place.filters, item_tower, place.behind)
     return SourceStages(source, (source,), (source,))
 
 
 @load_source.register
 def _(spec: MatrixFactorisation, place: Place) -> SourceStages:
     factors = Factors.load(place.directory / spec.name)
-    source = TowerSource(spec.name, factors, place.catalogue, place.project.user.name, spec.quota, place.filters)
+    user = place.project.user.name
+    source = TowerSource(spec.name, factors, place.catalogue, user, spec.quota, place.filters, behind=place.behind)
     return SourceStages(source, (source,), (source,))
 
 

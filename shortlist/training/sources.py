@@ -20,6 +20,7 @@ from shortlist.features.replay import replay
 from shortlist.pipeline.candidates import Column
 from shortlist.project import Project
 from shortlist.retrieval.factors import Factors
+from shortlist.retrieval.item_tower import ItemTower
 from shortlist.retrieval.item_weights import ItemWeights, distinct
 from shortlist.retrieval.nearest import VectorModel
 from shortlist.retrieval.specs import Fresh, HistorySpec, MatrixFactorisation, Popular, TwoTower
@@ -199,4 +200,10 @@ def _(spec: TwoTower | MatrixFactorisation, lesson: Lesson, directory: Path, row
     for start in range(0, len(rows), BLOCK):
         part = start + np.flatnonzero((items[start : start + BLOCK] >= 0) & says[request[start : start + BLOCK]])
         scores[part] = np.einsum("nd,nd->n", vectors[request[part]], model.index.vectors[items[part]])
+    tower = ItemTower.load(directory, model) if isinstance(model, Towers) else None
+    if tower is not None and tower.looks_at:  # when serving, items that are new have a vector too
+        new = np.flatnonzero(items < 0)
+        for part in (new[start : start + BLOCK] for start in range(0, len(new), BLOCK)):
+            made = tower.vectors(lesson.known.items, rows.item[part], rows.position[part])
+            scores[part] = np.einsum("nd,nd->n", vectors[request[part]], made)
     return {f"{spec.name}_score": scores}

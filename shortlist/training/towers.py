@@ -35,6 +35,7 @@ from shortlist.retrieval.towers import (
     VOCABULARY,
     places_in,
 )
+from shortlist.training.item_tower import write_item_tower
 from shortlist.training.tower_data import (
     Encoding,
     TowerExamples,
@@ -307,6 +308,7 @@ def write(spec: TwoTower, fitting: Fitting, encodings: tuple[Encoding, Encoding]
     """Write everything but the index."""
     model, (user, item) = fitting.model.cpu(), encodings
     write_onnx(model, directory / USER_MODEL)
+    write_item_tower(spec, model.item, item, directory)
     np.save(directory / USERS, model.user.ids.detach().numpy())
     np.save(directory / HISTORY, model.history_table())
     arrays: dict[str, Hashes | Vectors] = {"users": user.ids, "items": item.ids}
