@@ -91,4 +91,5 @@ def test_a_release_of_other_features_is_refused(tmp_path: Path) -> None:
         assert server.wait_until(lambda: "release" in server.service.problems, 20)
         missing = httpx.get(f"{server.url}/ready").json()["waiting_for"][0]
         assert "train again" in missing
-        assert httpx.post(f"{server.url}/recommend", json={}).status_code == 503
+        answer = httpx.post(f"{server.url}/recommend", json={})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")

@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from shortlist import (
+    DeepCross,
     Entity,
     EventType,
+    Explore,
+    Fresh,
     Guardrail,
     Impression,
     Labels,
     LambdaMART,
+    LinearAutoencoder,
     LogisticRegression,
     Objective,
     Popular,
@@ -19,7 +23,7 @@ from shortlist import (
     ratio,
     request_feature,
 )
-from shortlist.features.definitions import Feature
+from shortlist.features.definitions import Feature, Ratio
 
 user = Entity("user", age=int, device=str, country=str)
 item = Entity("item", category=str, creator=str, tags=list[str], title=str, published=int)
@@ -37,40 +41,37 @@ def item_age_days(now: Any, item_published: Any) -> Any:
     return (now - item_published) / 86_400_000
 
 
+def rate(action: EventType, *by: Any, prior: float) -> Ratio:
+    """How often an action follows an impression. The prior is about as many impressions as one action takes."""
+    name = "_".join(key.name if isinstance(key, Entity) else key.removeprefix("item.") for key in by)
+    return ratio(action.by(*by).count(), impression.by(*by).count(), prior=prior).named(f"{name}_{action.kind}_rate")
+
+
 history = watch.by(user).last("item", 50)
+clicked = click.by(user).last("item", 500).named("clicked")
+behind = ("item.category", "item.tags", "item.creator")
 
 features: list[Feature] = [
     # the user: how active, and what they came for
     click.by(user).count("7d"),
     watch.by(user).mean("seconds", over="30d"),
-    ratio(click.by(user).count("30d"), impression.by(user).count("30d"), prior=20).named("user_click_rate"),
+    ratio(click.by(user).count("30d"), impression.by(user).count("30d"), prior=20).named("user_click_rate_30d"),
     watch.by(user).time_since(),
     history,
-    # the item: how good, and how hot
+    clicked,
+    # the item: how good, how hot, and how sure that is
+    impression.by(item).count(),
     impression.by(item).count("7d"),
     click.by(item).decayed_count("2d"),
-    ratio(click.by(item).count(), impression.by(item).count(), prior=30).named("item_click_rate"),
     ratio(click.by(item).count("7d"), impression.by(item).count("7d"), prior=30).named("item_click_rate_7d"),
-    ratio(watch.by(item).count(), impression.by(item).count(), prior=30).named("item_watch_rate"),
-    ratio(like.by(item).count(), impression.by(item).count(), prior=30).named("item_like_rate"),
-    ratio(hide.by(item).count(), impression.by(item).count(), prior=30).named("item_hide_rate"),
+    *(rate(action, item, prior=30) for action in (click, watch, like, hide)),
     # what stands behind the item: known even when the item itself is new
-    ratio(watch.by("item.creator").count(), impression.by("item.creator").count(), prior=50).named(
-        "creator_watch_rate"
-    ),
-    ratio(watch.by("item.tags").count(), impression.by("item.tags").count(), prior=50).named("tag_watch_rate"),
+    *(rate(action, key, prior=50) for key in behind for action in (click, watch, like)),
     # the two together
-    watch.by(user).share("item.category"),
-    watch.by(user).share("item.tags"),
-    ratio(click.by(user, "item.category").count(), impression.by(user, "item.category").count(), prior=5).named(
-        "user_category_click_rate"
-    ),
-    ratio(watch.by(user, "item.tags").count(), impression.by(user, "item.tags").count(), prior=5).named(
-        "user_tag_watch_rate"
-    ),
-    ratio(watch.by(user, "item.creator").count(), impression.by(user, "item.creator").count(), prior=5).named(
-        "user_creator_watch_rate"
-    ),
+    *(action.by(user).share(key) for key in behind for action in (click, watch)),
+    like.by(user).share("item.tags"),
+    *(rate(action, user, key, prior=30) for key in behind for action in (click, watch)),
+    *(impression.by(user, key).count() for key in behind),
     # the request
     item_age_days,
 ]
@@ -89,11 +90,14 @@ project = Project(
     ),
     sources=[
         Popular(),
+        Fresh(),
+        LinearAutoencoder(clicked),
         TwoTower(
             history,
             user_attributes=("age", "device", "country"),
             item_attributes=("category", "creator", "tags"),
         ),
     ],
-    rankers=[LambdaMART(), LogisticRegression()],
+    rankers=[LogisticRegression(), LambdaMART(), DeepCross()],
+    slate=[Explore(1, among="fresh", temperature=0.1)],
 )
