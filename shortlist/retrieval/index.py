@@ -27,6 +27,8 @@ Mask = NDArray[np.bool_]
 
 VECTORS, CODES, FACTS = "vectors.npy", "codes.faiss", "index.json"
 WRITTEN = frozenset({"n", "dimensions", "factor", "crc32"})
+AT_ONCE = 1 << 22
+"""Bytes that are read at a time."""
 SPARE = 1.2
 """Times as many candidates as should hold enough of what may be found, because they are not spread evenly."""
 
@@ -192,16 +194,32 @@ class Index:
             for name, expected in facts["crc32"].items():
                 if name not in (VECTORS, CODES) or checksum(directory / name) != expected:
                     raise ValueError(f"{directory / name} is not what was written: its checksum differs")
-            vectors = np.load(directory / VECTORS, mmap_mode="r", allow_pickle=False)
-            if vectors.shape != (facts["n"], facts["dimensions"]) or vectors.dtype != np.float32:
-                raise ValueError(
-                    f"{directory / VECTORS} holds {vectors.dtype}{vectors.shape}, expected {facts['n']} rows"
-                )
+            flat = read_flat(directory / VECTORS, facts["n"], facts["dimensions"])
             codes = faiss.read_index(str(directory / CODES)) if CODES in facts["crc32"] else None
         except (OSError, KeyError, TypeError, AttributeError, RuntimeError, json.JSONDecodeError) as error:
             raise ValueError(f"the index in {directory} cannot be read ({error}); train again") from error
         held = {name: value for name, value in facts.items() if name not in WRITTEN}
-        return cls(cls.exact(vectors).flat, codes, int(facts["factor"]), held)
+        return cls(flat, codes, int(facts["factor"]), held)
+
+
+def read_flat(path: Path, n: int, dimensions: int) -> Any:
+    """The exact index of the vectors in a file, read right into its memory: no copy, and no wait for who searches."""
+    held = np.load(path, mmap_mode="r", allow_pickle=False)
+    if held.shape != (n, dimensions) or held.dtype != np.float32 or not held.flags.c_contiguous:
+        raise ValueError(f"{path} holds {held.dtype}{held.shape}, expected {n} rows")
+    flat: Any = faiss.IndexFlatIP(dimensions)
+    if not held.size:
+        return flat
+    flat.codes.resize(held.nbytes)
+    flat.ntotal = n
+    memory: Any = faiss.rev_swig_ptr(flat.get_xb(), held.size).view(np.uint8)
+    with path.open("rb", buffering=0) as file:
+        file.seek(held.offset)
+        for start in range(0, len(memory), AT_ONCE):
+            part: memoryview = memory[start : start + AT_ONCE].data
+            if file.readinto(part) != len(part):
+                raise ValueError(f"{path} is cut short")
+    return flat
 
 
 def greatest(products: NDArray[np.floating[Any]], k: int) -> NDArray[np.intp]:
@@ -217,6 +235,6 @@ def checksum(path: Path) -> int:
     """The CRC-32 of a file."""
     total = 0
     with path.open("rb") as file:
-        while block := file.read(1 << 22):
+        while block := file.read(AT_ONCE):
             total = zlib.crc32(block, total)
     return total

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from shortlist.giving_way import give_way
 from shortlist.retrieval.alignment import Alignment, Model
 from shortlist.retrieval.catalogue import Catalogue, Items
 from shortlist.retrieval.changes import Mark
@@ -24,8 +25,8 @@ from shortlist.retrieval.live_index import LiveIndex
 
 logger = logging.getLogger(__name__)
 
-BLOCK = 256
-"""Items that are worked off at a time; a request works off so many itself."""
+AT_ONCE, BLOCK = 16, 256
+"""Items that a request works off itself, and that are worked off at a time beside the requests."""
 LEISURE = 50
 """Times as long as looking for changes took that nobody looks again: it is to take a fiftieth of the time at most."""
 MOST = 50_000
@@ -71,7 +72,7 @@ class LiveItems:
             begun = time.perf_counter()
             news = self._news()
             self._due = time.perf_counter() + LEISURE * (time.perf_counter() - begun)
-            if self.behind and sum(map(len, news)) > BLOCK:
+            if self.behind and sum(map(len, news)) > AT_ONCE:
                 Thread(target=self._take_in_behind, args=news, name="live items", daemon=True).start()
                 handed_on = True
             else:
@@ -105,6 +106,7 @@ class LiveItems:
         return np.arange(before, self._seen, dtype=np.int32), described[described < before], told
 
     def _take_in_behind(self, fresh: Items, described: Items, told: Items) -> None:
+        give_way()
         try:
             self._take_in(fresh, described, told)
         except Exception:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from shortlist.events.log import EventLog
 from shortlist.events.sqlite import SqliteLog
 from shortlist.features.table import FeatureTable
+from shortlist.giving_way import give_way
 from shortlist.project import Project
 from shortlist.serving.cache import AnswerCache
 from shortlist.serving.impressions import Impressions
@@ -69,7 +70,8 @@ class Service:
         self.features = self.project.feature_set()
         self.pool = ThreadPoolExecutor(2, "ranking")
         self.checking = ThreadPoolExecutor(1, "checking")  # large batches of events
-        self._chores = ThreadPoolExecutor(1, "chores")  # loading and snapshots, one at a time
+        self._chores = ThreadPoolExecutor(1, "chores")  # catching up and snapshots
+        self._loading = ThreadPoolExecutor(1, "loading", give_way)  # a release is gigabytes, and nobody waits for it
         self.cache = self._make_cache()
         self._prefix, self._numbers = secrets.token_hex(6), itertools.count(1)
         read = self.metrics.gauge
@@ -119,6 +121,7 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.get_running_loop().run_in_executor(self._chores, self._finish)
+        self._loading.shutdown()
         self._chores.shutdown()
         self.checking.shutdown()
         self.pool.shutdown()
@@ -136,7 +139,7 @@ class Service:
             return
         snapshot_due = time.monotonic() + self.limits.snapshot_seconds
         while True:
-            await loop.run_in_executor(self._chores, self.follow_champion)
+            await loop.run_in_executor(self._loading, self.follow_champion)
             if time.monotonic() >= snapshot_due:
                 await loop.run_in_executor(self._chores, self._snapshot)
                 snapshot_due = time.monotonic() + self.limits.snapshot_seconds
