@@ -209,9 +209,29 @@ def test_the_penalty_is_the_one_that_held_out_requests_prefer(tmp_path: Path) ->
 def test_heavy_tails_are_taken_by_their_logarithm(tmp_path: Path) -> None:
     fit_ranker(LogisticRegression(), world(1), None, tmp_path, seed=3)
     terms = json.loads((tmp_path / "linear.json").read_text())["terms"]
-    assert {term["column"]: term["logarithm"] for term in terms} == {
-        "taste": False, "price": True, "gaps": False, NAMES[-1]: False,
-    }  # fmt: skip
+    units = {term["column"]: term["unit"] for term in terms}
+    usual = np.median(world(1).matrix[NAMES.index("price")])
+    assert units == {"taste": 0.0, "price": pytest.approx(0.1 * usual), "gaps": 0.0, NAMES[-1]: 0.0}
+
+
+def test_small_rates_are_told_apart_by_their_logarithm(tmp_path: Path) -> None:
+    """Rates multiply: half as good twice is a quarter. The logarithm of 1 + a small rate would be that rate itself."""
+    rng = np.random.default_rng(6)
+    rates = np.exp(1.2 * rng.normal(size=(2, 6_000)) - 5)
+    odds = np.log(rates).sum(axis=0) + 9
+    gain = (rng.random(6_000) < 1 / (1 + np.exp(-odds))).astype(np.float64)
+    data = RankingData(rates, ("mine", "everybodys"), gain, np.repeat(np.arange(600), 10))
+    fit_ranker(LogisticRegression(), data, data, tmp_path, seed=3)
+    scorer = load_scorer(tmp_path)
+    score = scorer.score(data.matrix, data.names)
+    assert np.corrcoef(np.log(score / (1 - score)), odds)[0, 1] > 0.97
+
+
+def test_counts_are_taken_as_they_are() -> None:
+    assert linear.unit_of(np.array([0.0, 0.0, 50.0, 200.0])) == 1.0
+    assert linear.unit_of(np.array([0.0, 0.02, 0.04, 0.06])) == pytest.approx(0.004)
+    assert linear.unit_of(np.zeros(3)) == 1.0
+    assert linear.unit_of(np.array([5e-324])) == linear.SMALLEST
 
 
 def test_newtons_method_comes_back_from_a_bad_start() -> None:

@@ -238,7 +238,7 @@ def test_a_project_trains_a_head_for_what_its_objective_weighs(tmp_path: Path) -
     assert figures["hide.held_out_log_loss"] < 0.5
     shares = ("user_click_share_film_genre", "user_hide_share_film_genre")
     # first a genre that the user always clicks, then one that is always hidden; all else is as usual
-    means = {each.column: np.expm1(each.mean) if each.logarithm else each.mean for each in scorer.columns}
+    means = {each.column: each.unit * np.expm1(each.mean) if each.unit else each.mean for each in scorer.columns}
     usual = [np.full(2, mean) for name, mean in means.items() if name not in shares]
     names = (*shares, *(name for name in scorer.names if name not in shares))
     values = np.stack([[0.9, 0.05], [0.05, 0.9], *usual])

@@ -13,8 +13,8 @@ import pytest
 from shortlist.ranking.linear import Linear, LinearError, Term
 from shortlist.ranking.scorer import MissingColumnsError
 
-PRICE = Term("price", logarithm=True, mean=2.0, scale=0.5, weight=-1.5, missing=0.25)
-RATING = Term("rating", logarithm=False, mean=3.0, scale=2.0, weight=0.8, missing=-0.5)
+PRICE = Term("price", unit=1.0, mean=2.0, scale=0.5, weight=-1.5, missing=0.25)
+RATING = Term("rating", unit=0.0, mean=3.0, scale=2.0, weight=0.8, missing=-0.5)
 MODEL = Linear([PRICE, RATING], bias=0.1)
 NAMES = ("rating", "other", "price")
 
@@ -71,7 +71,7 @@ def test_missing_columns_are_named() -> None:
 
 
 def test_a_model_comes_back_from_its_file_bit_by_bit(tmp_path: Path) -> None:
-    odd = Term("größe\n", logarithm=False, mean=0.1 + 0.2, scale=1 / 3, weight=5e-324, missing=-1e308)
+    odd = Term("größe\n", unit=0.0, mean=0.1 + 0.2, scale=1 / 3, weight=5e-324, missing=-1e308)
     Linear([PRICE, odd], bias=math.pi).save(tmp_path / "linear.json")
     loaded = Linear.load(tmp_path / "linear.json")
     assert loaded.terms == (PRICE, odd)
@@ -79,7 +79,7 @@ def test_a_model_comes_back_from_its_file_bit_by_bit(tmp_path: Path) -> None:
 
 
 def stored(**changes: Any) -> dict[str, Any]:
-    term = {"column": "a", "logarithm": False, "mean": 0.0, "scale": 1.0, "weight": 1.0, "missing": 0.0}
+    term = {"column": "a", "unit": 0.0, "mean": 0.0, "scale": 1.0, "weight": 1.0, "missing": 0.0}
     return {"bias": 0.0, "terms": [term, {**term, **changes}]}
 
 
@@ -95,8 +95,8 @@ def stored(**changes: Any) -> dict[str, Any]:
         (json.dumps(stored(missing=True)), "term 1: found missing True"),
         (json.dumps(stored(scale=0)), "term 1: found scale 0.0; expected more than 0"),
         (json.dumps(stored(column=3)), "term 1: 'column' must be a text"),
-        (json.dumps(stored(logarithm=1)), "'logarithm' true or false"),
-        (json.dumps(stored(surprise=1)), "term 1: expected column, logarithm"),
+        (json.dumps(stored(unit=-1)), "found unit -1.0; expected 0 or more"),
+        (json.dumps(stored(surprise=1)), "term 1: expected column, unit"),
     ],
 )
 def test_a_damaged_file_is_refused_with_its_place(tmp_path: Path, text: str, complaint: str) -> None:

@@ -21,7 +21,7 @@ from shortlist.ranking.scorer import MissingColumnsError
 from shortlist.ranking.scoring import RankerStage
 from shortlist.training.network_model import DeepCrossNetwork, write_onnx
 
-INPUTS = [Input("a", False, 1.0, 2.0, True), Input("b", True, 0.5, 1.5, False), Input("c", False, 0.0, 1.0, True)]
+INPUTS = [Input("a", 0.0, 1.0, 2.0, True), Input("b", 1.0, 0.5, 1.5, False), Input("c", 0.0, 0.0, 1.0, True)]
 HEADS = [Head("click", 1.0, 0.8, -0.3), Head("hide", -2.0, 1.2, 0.1)]
 NAMES = ("a", "b", "c")
 WIDTH = 5  # three columns and two flags of gaps
@@ -143,7 +143,7 @@ def test_the_stage_says_how_probable_each_action_is(tmp_path: Path) -> None:
     explained = explain(QUERY, trace, {}, [f"i{n}" for n in range(40)], candidates, stage, {}, {})["items"]
     assert explained[3]["probabilities"] == {name: float(column[3]) for name, column in found.items()}
     assert [step.verb for step in trace.steps] == ["explain", "predict"]
-    assert RankerStage("order", Linear([Term("a", False, 0, 1, 1, 0)], 0.0)).probabilities(QUERY, candidates) == {}
+    assert RankerStage("order", Linear([Term("a", 0.0, 0, 1, 1, 0)], 0.0)).probabilities(QUERY, candidates) == {}
 
 
 @pytest.mark.parametrize(

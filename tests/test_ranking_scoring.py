@@ -20,7 +20,7 @@ QUERY = Query("ann", 10, 0, "r1", Deadline.after(1000))
 
 
 def linear() -> Linear:
-    terms = [Term(name, False, 0.0, 1.0, weight, 0.0) for name, weight in (("a", 1.0), ("b", 10.0), ("tower", 100.0))]
+    terms = [Term(name, 0.0, 0.0, 1.0, weight, 0.0) for name, weight in (("a", 1.0), ("b", 10.0), ("tower", 100.0))]
     return Linear(terms, bias=0.0)
 
 
@@ -41,7 +41,7 @@ def test_the_stage_reads_the_feature_block_and_the_other_columns() -> None:
 
 
 def test_a_column_of_the_block_wins_over_one_of_the_same_name_beside_it() -> None:
-    scorer = Linear([Term("a", False, 0.0, 1.0, 1.0, 0.0)], bias=0.0)
+    scorer = Linear([Term("a", 0.0, 0.0, 1.0, 1.0, 0.0)], bias=0.0)
     candidates = Candidates(np.arange(1, dtype=np.int32)).describe({"a": np.array([5.0])})
     inside = candidates.with_matrix(("a",), np.array([[0.0]]))
     assert RankerStage("r", scorer).score(QUERY, inside).tolist() == [0.5]

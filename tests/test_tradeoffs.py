@@ -226,7 +226,7 @@ def test_a_source_that_brings_something_is_not_called_useless() -> None:
 
 
 def test_what_drives_a_ranker_is_what_moves_its_scores() -> None:
-    linear = Linear([Term("strong", False, 0, 1, 3.0, 0), Term("weak", False, 0, 1, 1.0, 0)], 0.5)
+    linear = Linear([Term("strong", 0.0, 0, 1, 3.0, 0), Term("weak", 0.0, 0, 1, 1.0, 0)], 0.5)
     block = np.random.default_rng(0).standard_normal((3, 400))
     candidates = Candidates(np.arange(400, dtype=np.int32)).with_matrix(("weak", "strong", "unused"), block)
     found = attribution(RankerStage("linear", linear), Query("u", 10, 0, "q", Deadline(math.inf)), candidates)

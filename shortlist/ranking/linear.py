@@ -27,12 +27,12 @@ class LinearError(ValueError):
 class Term:
     """What one column adds to the log-odds.
 
-    `weight * (x - mean) / scale`, where x is the value, or sign(value) * log(1 + |value|) where `logarithm`; a value
-    that is missing, infinite or beyond 1e100 adds `missing` instead.
+    `weight * (x - mean) / scale`, where x is the value, or sign(value) * log(1 + |value| / unit) where it has a `unit`
+    above 0; a value that is missing, infinite or beyond 1e100 adds `missing` instead.
     """
 
     column: str
-    logarithm: bool
+    unit: float
     mean: float
     scale: float
     weight: float
@@ -51,10 +51,9 @@ class Linear:
         self.heads = tuple(heads)
         self.names = tuple(term.column for term in terms)
         self._columns = ColumnFinder(self.names)
-        self._logarithm = np.array([term.logarithm for term in terms], np.bool_)
-        self._mean, self._scale, self._weight, self._missing = (
+        self._unit, self._mean, self._scale, self._weight, self._missing = (
             np.array([[getattr(term, name)] for term in terms]).reshape(-1, 1)
-            for name in ("mean", "scale", "weight", "missing")
+            for name in ("unit", "mean", "scale", "weight", "missing")
         )
 
     def score(self, matrix: Matrix, names: Sequence[str]) -> NDArray[np.float64]:
@@ -76,7 +75,7 @@ class Linear:
 
     def _contributions(self, matrix: Matrix, names: Sequence[str]) -> NDArray[np.float64]:
         chosen = as_matrix(matrix, names)[self._columns.positions(names)]
-        values = standardised(chosen, self._logarithm, self._mean, self._scale)
+        values = standardised(chosen, self._unit, self._mean, self._scale)
         return np.where(np.isnan(values), self._missing, self._weight * values)
 
     def save(self, path: Path) -> None:
@@ -97,11 +96,15 @@ class Linear:
 
 
 def standardised(
-    chosen: Matrix, logarithm: NDArray[np.bool_], mean: NDArray[np.float64], scale: NDArray[np.float64]
+    chosen: Matrix, unit: NDArray[np.float64], mean: NDArray[np.float64], scale: NDArray[np.float64]
 ) -> Matrix:
-    """`chosen` [columns, rows] with mean 0 and deviation 1; NaN where a value is missing, infinite or beyond HUGE."""
+    """`chosen` [columns, rows] with mean 0 and deviation 1; NaN where a value is missing, infinite or beyond HUGE.
+
+    Columns with a `unit` above 0 are taken by their logarithm in that unit; all three have shape [columns, 1].
+    """
     values = np.where(np.abs(chosen) < HUGE, chosen, np.nan)
-    values[logarithm] = np.copysign(np.log1p(np.abs(values[logarithm])), values[logarithm])
+    curved = np.flatnonzero(unit[:, 0] > 0)
+    values[curved] = np.copysign(np.log1p(np.abs(values[curved]) / unit[curved]), values[curved])
     return np.asarray((values - mean) / scale)
 
 
@@ -109,12 +112,14 @@ def _term(place: str, stored: Any) -> Term:
     expected = [field.name for field in fields(Term)]
     if not isinstance(stored, dict) or sorted(stored) != sorted(expected):
         raise LinearError(f"{place}: expected {', '.join(expected)}; train the ranker again")
-    if not isinstance(stored["column"], str) or not isinstance(stored["logarithm"], bool):
-        raise LinearError(f"{place}: 'column' must be a text and 'logarithm' true or false; train the ranker again")
-    numbers = {name: _number(place, name, stored[name]) for name in ("mean", "scale", "weight", "missing")}
+    if not isinstance(stored["column"], str):
+        raise LinearError(f"{place}: 'column' must be a text; train the ranker again")
+    numbers = {name: _number(place, name, stored[name]) for name in ("unit", "mean", "scale", "weight", "missing")}
     if numbers["scale"] <= 0:
         raise LinearError(f"{place}: found scale {numbers['scale']}; expected more than 0; train the ranker again")
-    return Term(stored["column"], stored["logarithm"], **numbers)
+    if numbers["unit"] < 0:
+        raise LinearError(f"{place}: found unit {numbers['unit']}; expected 0 or more; train the ranker again")
+    return Term(stored["column"], **numbers)
 
 
 def _number(place: str, name: str, value: Any) -> float:

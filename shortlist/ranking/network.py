@@ -38,10 +38,12 @@ class NetworkError(ValueError):
 
 @dataclass(frozen=True)
 class Input:
-    """How one column becomes an input: its logarithm or itself, minus `mean`, by `scale`; a second input for `gaps`."""
+    """How one column becomes an input: itself, or its logarithm in a `unit` above 0, minus `mean`, by `scale`; and a
+    second input for `gaps`.
+    """
 
     column: str
-    logarithm: bool
+    unit: float
     mean: float
     scale: float
     gaps: bool
@@ -52,15 +54,16 @@ class Inputs:
 
     def __init__(self, inputs: Sequence[Input]) -> None:
         self.columns = tuple(inputs)
-        self._logarithm = np.array([each.logarithm for each in inputs], np.bool_)
-        self._mean, self._scale = (np.array([[getattr(each, name)] for each in inputs]) for name in ("mean", "scale"))
+        self._unit, self._mean, self._scale = (
+            np.array([[getattr(each, name)] for each in inputs]).reshape(-1, 1) for name in ("unit", "mean", "scale")
+        )
         self._gaps = np.flatnonzero([each.gaps for each in inputs])
         self.owner = np.concatenate([np.arange(len(inputs)), self._gaps])
         """The number of the column that each input belongs to."""
 
     def of(self, chosen: Matrix) -> NDArray[np.float32]:
         """[rows, inputs] of `chosen` [columns, rows]."""
-        values = standardised(chosen, self._logarithm, self._mean, self._scale)
+        values = standardised(chosen, self._unit, self._mean, self._scale)
         missing = np.isnan(values)
         np.clip(values, -FAR, FAR, out=values)
         np.copyto(values, 0.0, where=missing)
@@ -144,7 +147,7 @@ class Network:
             stored = json.loads(path.read_text(encoding="utf-8"))
             inputs = [Input(**each) for each in stored["inputs"]]
             heads = [Head(**each) for each in stored["heads"]]
-            numbers = [number for each in inputs for number in (each.mean, each.scale)]
+            numbers = [number for each in inputs for number in (each.unit, each.mean, each.scale)]
             if not all(map(math.isfinite, numbers)):
                 raise ValueError("found a number that is not finite")
             session = session_of(directory / NETWORK)

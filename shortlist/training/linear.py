@@ -28,6 +28,9 @@ SKEWED = 1.0
 """Columns without negative values and with more skewness than this (half an exponential's) are taken by their
 logarithm: counts grow with the log, and a weight on a count itself would say ever more."""
 
+USUAL, SMALLEST = 0.1, 1e-6
+"""The unit of a column's logarithm: that share of the median of what is not 0, at least so much, and at most 1."""
+
 NEWTON_STEPS = 50
 
 
@@ -94,7 +97,7 @@ def place_log_odds(data: RankingData, seed: int) -> NDArray[np.float64]:
     shape = Shape.of(matrix)
     design = shape.design(matrix)
     weights = newton(design, acted, np.zeros(len(design)), PLACE_PENALTY)
-    place = standardised(placed.matrix[-1:], shape.logarithm[-1:], shape.mean[-1:], shape.scale[-1:])[0]
+    place = standardised(placed.matrix[-1:], shape.unit[-1:], shape.mean[-1:], shape.scale[-1:])[0]
     return np.asarray(weights[len(data.names)] * np.nan_to_num(place))
 
 
@@ -110,7 +113,7 @@ def drawn(data: RankingData, seed: int) -> tuple[NDArray[np.float64], NDArray[np
 class Shape:
     """How columns become standardised ones, and which of them get a second one that says where they are missing."""
 
-    logarithm: NDArray[np.bool_]
+    unit: NDArray[np.float64]
     mean: NDArray[np.float64]
     scale: NDArray[np.float64]
     gaps: NDArray[np.bool_]
@@ -118,21 +121,21 @@ class Shape:
     @classmethod
     def of(cls, matrix: NDArray[np.float64]) -> Shape:
         """Measured on training rows."""
-        logarithm, mean, scale, gaps = [], [], [], []
+        unit, mean, scale, gaps = [], [], [], []
         for column in matrix:
             known = column[np.abs(column) < HUGE]
             skewed = len(known) > 0 and known.min() >= 0 and skewness(known) > SKEWED
+            unit.append(unit_of(known) if skewed else 0.0)
             if skewed:
-                known = np.log1p(known)
-            logarithm.append(skewed)
+                known = np.log1p(known / unit[-1])
             mean.append(float(known.mean()) if len(known) else 0.0)
             scale.append(float(known.std()) if len(known) and known.min() < known.max() else 1.0)
             gaps.append(len(known) < len(column))
-        return cls(np.array(logarithm), np.array([mean]).T, np.array([scale]).T, np.array(gaps))
+        return cls(np.array([unit]).T, np.array([mean]).T, np.array([scale]).T, np.array(gaps))
 
     def design(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
         """[weights, rows]: the standardised columns (0 where missing), where they are missing, and ones."""
-        values = standardised(matrix, self.logarithm, self.mean, self.scale)
+        values = standardised(matrix, self.unit, self.mean, self.scale)
         missing = np.isnan(values)
         return np.vstack([np.where(missing, 0.0, values), missing[self.gaps], np.ones(matrix.shape[1])])
 
@@ -140,9 +143,18 @@ class Shape:
         """The scorer with these weights, in the order of `design`'s rows."""
         missing = np.zeros(len(names))
         missing[self.gaps] = weights[len(names) : -1]
-        columns = zip(names, self.logarithm, self.mean[:, 0], self.scale[:, 0], weights, missing, strict=False)
-        terms = [Term(name, bool(logarithm), *map(float, numbers)) for name, logarithm, *numbers in columns]
+        columns = zip(names, self.unit[:, 0], self.mean[:, 0], self.scale[:, 0], weights, missing, strict=False)
+        terms = [Term(name, *map(float, numbers)) for name, *numbers in columns]
         return Linear(terms, float(weights[-1]))
+
+
+def unit_of(values: NDArray[np.float64]) -> float:
+    """In what to take the logarithm of a skewed column: 1 where counts are large, less for rates and shares.
+
+    The logarithm of 1 + a small rate is that rate; in a tenth of what is usual it tells small rates apart.
+    """
+    positive = values[values > 0]
+    return min(1.0, max(SMALLEST, USUAL * float(np.median(positive)))) if len(positive) else 1.0
 
 
 def skewness(values: NDArray[np.float64]) -> float:

@@ -74,8 +74,10 @@ def fit_network(
     heads, dropped = learnable(data)
     validation = validation and newest(validation)
     shape = Shape.of(data.matrix)
-    columns = zip(data.names, shape.logarithm, shape.mean[:, 0], shape.scale[:, 0], shape.gaps, strict=True)
-    inputs = [Input(name, bool(log), float(mean), float(scale), bool(gap)) for name, log, mean, scale, gap in columns]
+    columns = zip(data.names, shape.unit[:, 0], shape.mean[:, 0], shape.scale[:, 0], shape.gaps, strict=True)
+    inputs = [
+        Input(name, float(unit), float(mean), float(scale), bool(gap)) for name, unit, mean, scale, gap in columns
+    ]
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to give the same sums every time
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with deterministic(), one_thread():
