@@ -356,6 +356,7 @@ def of_history(project: Unbelieved, source: TwoTower | MatrixFactorisation | His
 def of_two_tower(project: Unbelieved, towers: TwoTower) -> Iterator[Problem]:
     """A history of the user's items, and attributes and context values that are declared."""
     yield from of_history(project, towers)
+    yield from of_text_encoder(project, towers)
     user, item = project.user, project.item
     if not isinstance(user, Entity) or not isinstance(item, Entity):
         return
@@ -371,6 +372,18 @@ def of_two_tower(project: Unbelieved, towers: TwoTower) -> Iterator[Problem]:
         for name in names:
             if name not in known:
                 yield Problem(project.place, f"{towers.name} names the {what} {name!r}", nearest(str(name), known))
+
+
+def of_text_encoder(project: Unbelieved, towers: TwoTower) -> Iterator[Problem]:
+    """A text encoder is a folder, and reads something."""
+    encoder: Unbelieved = towers.text_encoder
+    if encoder is None:
+        return
+    what = f"{towers.name} has the text encoder {encoder!r}"
+    if not isinstance(encoder, str):
+        yield Problem(project.place, what, "expected the path of a folder")
+    elif not towers.item_text:
+        yield Problem(project.place, f"{what} and nothing for it to read", "name attributes in item_text")
 
 
 def texts_of(entity: Entity) -> list[str]:

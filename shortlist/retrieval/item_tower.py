@@ -19,6 +19,7 @@ from shortlist.features.entities import Entities, Ragged
 from shortlist.features.hashing import Hashes
 from shortlist.onnx_session import session_of
 from shortlist.retrieval.index import Vectors
+from shortlist.retrieval.sentences import SentenceEncoder, vectors_of
 from shortlist.retrieval.towers import Category, Scaling, Towers, attributes_of, numbers_in
 from shortlist.retrieval.words import words_of
 
@@ -39,10 +40,12 @@ class ItemTower:
         scalings: Mapping[str, Scaling],
         categories: Mapping[str, Category],
         unknown: Vectors,
+        encoder: SentenceEncoder | None = None,
     ) -> None:
         self.towers, self._session = towers, session
         self.attributes, self.texts = (tuple(names) for names in described)
         self.scalings, self.categories, self.unknown = dict(scalings), dict(categories), unknown
+        self.encoder = encoder
 
     @property
     def looks_at(self) -> tuple[str, ...]:
@@ -55,7 +58,8 @@ class ItemTower:
         They are those of items as they are described now, or were at log `positions`.
         """
         columns = attributes_of(items, self.attributes, hashes, positions)
-        columns |= words_of(items, self.texts, hashes, positions)
+        if self.encoder is None:
+            columns |= words_of(items, self.texts, hashes, positions)
         rows = self.towers.rows_of(hashes)
         known: Vectors = np.repeat(self.unknown[None], len(hashes), axis=0)
         known[rows >= 0] = self.towers.id_vectors(rows[rows >= 0])
@@ -64,8 +68,11 @@ class ItemTower:
             assert isinstance(column, Ragged)
             known = known + category.mean(column)
         inputs = {"item": np.ascontiguousarray(known, np.float32)}
-        if self.scalings:
-            numbers = [scaling.apply(numbers_in(columns[name])) for name, scaling in self.scalings.items()]
+        numbers = [scaling.apply(numbers_in(columns[name])) for name, scaling in self.scalings.items()]
+        if self.encoder is not None:
+            read = vectors_of(items, self.texts, hashes, self.encoder, positions)
+            numbers += [column.astype(np.float32) for column in read.values()]
+        if numbers:
             inputs["numbers"] = np.concatenate(numbers, axis=1)
         vectors: Vectors = self._session.run(["vector"], inputs)[0]
         return vectors
@@ -82,6 +89,8 @@ class ItemTower:
             }
             scalings = {name: Scaling(*values) for name, values in facts["numbers"].items()}
             session = session_of(directory / MODEL)
-            return cls(towers, session, (facts["attributes"], facts["texts"]), scalings, categories, tables["unknown"])
+            described = facts["attributes"], facts["texts"]
+            encoder = SentenceEncoder.load(directory) if facts["encoder"] else None
+            return cls(towers, session, described, scalings, categories, tables["unknown"], encoder)
         except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, RuntimeError) as error:
             raise ValueError(f"the item tower in {directory} cannot be read ({error}); train again") from error

@@ -46,6 +46,8 @@ class TwoTower:
     those of the user and of the item that the towers look at, `item_text` those of the item whose words they look at,
     `context` the values of the request that the user tower looks at; all but the history may be left out. With
     `sequence` the last items are read in their order: what was newest asks what of the rest matters now.
+    `text_encoder` is a folder that holds a sentence encoder as sentence-transformers publishes it (BERT, such as
+    all-MiniLM-L6-v2): the texts are then read as sentences, not as bags of words.
 
     Vectors have `dimensions` numbers and length 1; `temperature` divides their products in the softmax. Training passes
     over the positives at most `epochs` times, and stops when recall on the newest has stopped rising.
@@ -55,6 +57,7 @@ class TwoTower:
     user_attributes: Sequence[str] = ()
     item_attributes: Sequence[str] = ()
     item_text: Sequence[str] = ()
+    text_encoder: str | None = None
     context: Sequence[str] = ()
     sequence: bool = False
     dimensions: int = 256

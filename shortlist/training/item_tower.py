@@ -28,6 +28,7 @@ def write_item_tower(spec: TwoTower, tower: Tower, encoding: Encoding, directory
         "texts": list(spec.item_text),
         "numbers": {name: [scaling.mean, scaling.deviation] for name, scaling in encoding.scalings.items()},
         "categories": list(encoding.values),
+        "encoder": bool(encoding.widths),
     }
     (directory / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial, singledispatch
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from shortlist.events.labels import Labels
 from shortlist.events.log import EventLog
 from shortlist.features.columns import Rows
+from shortlist.features.entities import Entities
 from shortlist.features.hashing import Hashes
 from shortlist.features.program import FeatureSet
 from shortlist.features.replay import replay
@@ -23,8 +25,9 @@ from shortlist.retrieval.factors import Factors
 from shortlist.retrieval.item_tower import ItemTower
 from shortlist.retrieval.item_weights import ItemWeights, distinct
 from shortlist.retrieval.nearest import VectorModel
+from shortlist.retrieval.sentences import ENCODER, TOKENIZER, SentenceEncoder, vectors_of
 from shortlist.retrieval.specs import Fresh, HistorySpec, MatrixFactorisation, Popular, TwoTower
-from shortlist.retrieval.towers import Towers, attributes_of
+from shortlist.retrieval.towers import AttributeColumn, Towers, attributes_of
 from shortlist.retrieval.words import words_of
 from shortlist.training.backtest import Progress
 from shortlist.training.beside import shown_beside
@@ -98,9 +101,9 @@ def _(spec: TwoTower, lesson: Lesson, directory: Path, earlier: Figures | None, 
     examples = examples_of(spec, lesson)
     items = lesson.known.items
     attributes = attributes_of(items, spec.item_attributes, items.hashes)
-    attributes |= words_of(items, spec.item_text, items.hashes)
     epochs = None if earlier is None else int(earlier["epochs"])
     try:
+        attributes |= texts_of(spec, items, directory)
         report = fit_towers(
             spec, examples, TowerItems(items.hashes, attributes), directory, lesson.seed, progress, epochs
         )
@@ -133,6 +136,21 @@ def interactions(lesson: Lesson) -> Interactions:
     """Who acted on what in the lesson."""
     found, known = lesson.positives, lesson.known
     return Interactions.of(known.users.hashes[found.user], known.items.hashes[found.item], found.position)
+
+
+def texts_of(spec: TwoTower, items: Entities, directory: Path) -> Mapping[str, AttributeColumn]:
+    """What every item's texts say: words, or vectors of an encoder that is written to `directory` for serving."""
+    if spec.text_encoder is None:
+        return words_of(items, spec.item_text, items.hashes)
+    from shortlist.training.sentence_model import write_sentence_encoder
+
+    folder = Path(spec.text_encoder)
+    if not (folder / TOKENIZER).exists():
+        raise ValueError(f"{folder} holds no sentence encoder: it has no {TOKENIZER}")
+    directory.mkdir(parents=True, exist_ok=True)
+    write_sentence_encoder(folder, directory / ENCODER)
+    shutil.copyfile(folder / TOKENIZER, directory / TOKENIZER)
+    return vectors_of(items, spec.item_text, items.hashes, SentenceEncoder.load(directory))
 
 
 def examples_of(spec: TwoTower, lesson: Lesson) -> TowerExamples:

@@ -48,11 +48,20 @@ class TowerItems:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How raw columns become a tower's inputs: the sorted vocabulary of each category, the scaling of each number."""
+    """How raw columns become a tower's inputs: the sorted vocabulary of each category, the scaling of each number.
+
+    `widths` says how many numbers each column has that is a vector already; they are taken as they are.
+    """
 
     ids: Hashes
     values: Mapping[str, Hashes]
     scalings: Mapping[str, Scaling]
+    widths: Mapping[str, int]
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers a row has."""
+        return 2 * len(self.scalings) + sum(self.widths.values())
 
     @classmethod
     def of(cls, ids: Hashes, columns: Mapping[str, AttributeColumn], least: int = 1) -> Encoding:
@@ -60,8 +69,10 @@ class Encoding:
         values = {
             name: _distinct(column.values, least) for name, column in columns.items() if isinstance(column, Ragged)
         }
-        scalings = {name: _scaling(column) for name, column in columns.items() if not isinstance(column, Ragged)}
-        return cls(_distinct(ids), values, scalings)
+        arrays = {name: column for name, column in columns.items() if not isinstance(column, Ragged)}
+        scalings = {name: _scaling(column) for name, column in arrays.items() if column.ndim == 1}
+        widths = {name: column.shape[1] for name, column in arrays.items() if column.ndim == 2}
+        return cls(_distinct(ids), values, scalings, widths)
 
     def encode(self, ids: Hashes, columns: Mapping[str, AttributeColumn]) -> Side:
         """Rows as inputs."""
@@ -69,6 +80,8 @@ class Encoding:
         for name, column in columns.items():
             if isinstance(column, Ragged):
                 bags[name] = _bags(places_in(self.values[name], column.values), column.offsets)
+            elif name in self.widths:
+                numbers.append(column.astype(np.float32))
             else:
                 numbers.append(self.scalings[name].apply(column))
         return Side(torch.from_numpy(places_in(self.ids, ids)), bags, torch.from_numpy(np.concatenate(numbers, axis=1)))

@@ -240,7 +240,7 @@ def prepared(
     user, item = Encoding.of(examples.user, examples.columns), Encoding.of(items.hashes, items.columns, SHARED_BY)
     sizes = [{name: len(known) for name, known in side.values.items()} for side in (user, item)]
     towers = [
-        Tower(len(side.ids), size, 2 * len(side.scalings), spec.dimensions, generator)
+        Tower(len(side.ids), size, side.numbers, spec.dimensions, generator)
         for side, size in zip((user, item), sizes, strict=True)
     ]
     history = places_in(item.ids, np.ascontiguousarray(examples.history).view(np.uint64))
