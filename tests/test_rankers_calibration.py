@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from shortlist.ranking.calibration import CALIBRATION, CalibrationError
 from shortlist.ranking.scoring import load_scorer
 from shortlist.ranking.specs import BoostedTrees, DeepCross, LambdaMART, LogisticRegression, RankerSpec
+from shortlist.report import calibration, calibration_rows
 from shortlist.training.calibration import FLATTEST, Sigmoid, calibrate, calibration_error, calibration_figures
 from shortlist.training.rankers import RankingData, fit_ranker
+from shortlist.training.releases import Manifest, Release
 
 Floats = NDArray[np.float64]
 
@@ -166,3 +168,17 @@ def test_a_damaged_calibration_is_refused(stored: str, tmp_path: Path) -> None:
     (tmp_path / CALIBRATION).write_text(stored)
     with pytest.raises(CalibrationError, match=r"calibration\.json: the calibration cannot be read .*train the ranker"):
         load_scorer(tmp_path)
+
+
+def test_the_report_says_how_well_the_probabilities_of_what_serves_came_true(tmp_path: Path) -> None:
+    made = fit_ranker(LambdaMART(trees=20), biased(1), slates(2), tmp_path, seed=3)
+    details = {"rankers": {"lambdamart": asdict(made)}}
+    manifest = Manifest("p", 0, 1, "f", "lambdamart", ("lambdamart",), ("popular",), (), {}, details)
+    found = calibration(Release(tmp_path, manifest, {}))
+    assert list(found) == ["click", "hide"]
+    assert found["click"]["rate"] == pytest.approx(slates(2).actions["click"].mean())
+    titles, rows = calibration_rows(Release(tmp_path, manifest, {}))
+    assert titles == ("probability of", "rate", "calibration error", "log loss")
+    assert rows[0] == ("click", *(f"{found['click'][name]:.4f}" for name in ("rate", "calibration_error", "log_loss")))
+    for silent in (replace(manifest, ranker=""), replace(manifest, details={})):
+        assert calibration(Release(tmp_path, silent, {})) == {}
