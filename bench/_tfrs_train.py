@@ -2,8 +2,8 @@
 
 DIRECTORY/train.npz has `history` (n, h; places from 1, newest last, 0 where it is shorter) and `item` (n,) of the
 examples to learn from, and `asked`, the histories to answer. QUERY is "gru" with Adagrad, as in the library's tutorial
-on sequential retrieval, or "mean" with Adam. After each epoch the vectors are written to DIRECTORY/epoch_N.npz, and a line
-of JSON says how many seconds of training it took to get there; SECONDS is when it is enough.
+on sequential retrieval, or "mean" with Adam. After each epoch the vectors are written to DIRECTORY/epoch_N.npz, and a
+line of JSON says how many seconds of training it took to get there; SECONDS is when it is enough.
 """
 
 import json
