@@ -27,12 +27,21 @@ history, item, asked, items = held["history"], held["item"], held["asked"], int(
 share = (np.bincount(item, minlength=items + 1) / len(item)).astype(np.float32)
 
 
+class Mean(keras.layers.Layer):  # type: ignore[misc]
+    """The mean of what is there; zeros for an empty history, where the library's own layer divides by nothing."""
+
+    def call(self, vectors, mask=None):  # type: ignore[no-untyped-def]
+        """Shape (n, d) of (n, h, d) and a mask (n, h)."""
+        there = tf.cast(mask, vectors.dtype)[:, :, None]
+        return tf.reduce_sum(vectors * there, 1) / tf.maximum(tf.reduce_sum(there, 1), 1.0)
+
+
 class Retrieval(tfrs.Model):  # type: ignore[misc]
     """The tutorial's model, with the corrections that the library offers."""
 
     def __init__(self) -> None:
         super().__init__()
-        pool = keras.layers.GRU(DIMENSIONS) if query == "gru" else keras.layers.GlobalAveragePooling1D()
+        pool = keras.layers.GRU(DIMENSIONS) if query == "gru" else Mean()
         self.queries = keras.Sequential([keras.layers.Embedding(items + 1, DIMENSIONS, mask_zero=True), pool])
         self.items = keras.layers.Embedding(items + 1, DIMENSIONS)
         self.task = tfrs.tasks.Retrieval(remove_accidental_hits=True)

@@ -39,7 +39,7 @@ DATA = Path(os.environ.get("SHORTLIST_DATA", "../shared/data")) / "ml-latest-sma
 LIBRARY = ("tensorflow-recommenders==0.7.7", "tensorflow-cpu==2.20.0", "tf-keras==2.20.1")
 LIBRARY_MODELS = (("gru", 0.1), ("mean", 0.003))
 """How the library reads histories, and at which rate: its tutorial's way, and a mean with Adam; the faster counts."""
-LIBRARY_SECONDS = 45
+LIBRARY_SECONDS = 90
 K, SHARE, HISTORY, ASKED = 100, 0.8, 50, 4_000
 Ints = NDArray[np.int64]
 Curve = list[tuple[float, float]]
