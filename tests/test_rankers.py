@@ -287,3 +287,22 @@ def test_real_judgments_are_ranked_as_well_as_published(tmp_path: Path) -> None:
     # LightGBM's own lambdarank reaches .728-.745 here; 50 test queries, so that .02 are noise
     assert found["lambdamart"] > 0.715
     assert at_random + 0.05 < found["logistic_regression"] < found["lambdamart"] + 0.02
+
+
+def test_drawn_rows_count_by_request_and_shown_rows_all_the_same() -> None:
+    gain, group = np.array([1.0, 0, 0, 0, 1, 2, 0, 0, 0]), np.array([0, 0, 0, 0, 1, 1, 1, 2, 2])
+    shown = RankingData(np.zeros((1, 9)), ("x",), gain, group)
+    assert shown.weight.tolist() == [1.0] * 9
+    weight = dataclasses.replace(shown, drawn=True).weight
+    assert weight.mean() == pytest.approx(1.0)
+    assert weight / weight[0] == pytest.approx([1, 1 / 3, 1 / 3, 1 / 3, 1 / 2, 1 / 2, 1, 1 / 2, 1 / 2])
+    assert len(dataclasses.replace(shown.take(gain < 0), drawn=True).weight) == 0
+
+
+def test_rows_that_count_twice_are_rows_that_stand_there_twice() -> None:
+    rng = np.random.default_rng(3)
+    design, acted = np.vstack([rng.standard_normal((2, 50)), np.ones(50)]), rng.random(50) < 0.4
+    twice = np.arange(50) < 20
+    counts = np.where(twice, 2.0, 1.0)
+    copied = newton(np.hstack([design, design[:, twice]]), np.concatenate([acted, acted[twice]]), np.zeros(3), 0.01)
+    assert newton(design, acted, np.zeros(3), 0.01, counts=counts / counts.mean()) == pytest.approx(copied, abs=1e-6)

@@ -51,3 +51,13 @@ def test_the_newest_are_kept_where_there_are_too_many() -> None:
 def test_a_part_of_the_positives_is_cut_by_position() -> None:
     part = positives([(1, item, 1.0) for item in range(5)]).between(102, 106)
     assert part.item.tolist() == [1, 2]
+
+
+def test_the_newest_share_of_each_user_is_put_aside() -> None:
+    user = np.array([0, 1, 0, 0, 1, 0, 0, 2], np.int32)
+    n = np.arange(8)
+    positives = Positives(user, n.astype(np.int32), 10 + n, n, np.ones(8))
+    rest, newest = positives.of_each_user(0.4)
+    assert newest.position.tolist() == [15, 16]  # 2 of the five of user 0, none of two, none of one
+    assert rest.position.tolist() == [10, 11, 12, 13, 14, 17]
+    assert [len(part) for part in positives.between(0, 0).of_each_user(0.5)] == [0, 0]

@@ -73,6 +73,7 @@ def fit_trees(
             rows.matrix.T,
             np.searchsorted(gains, rows.gain),
             group=rows.sizes,
+            weight=rows.weight if spec.objective == "pointwise" else None,
             reference=reference,
             feature_name=[quote(name, safe="") for name in rows.names],
         )
@@ -127,7 +128,7 @@ def parameters_of(spec: BoostedTrees, data: RankingData, gains: NDArray[np.float
 
 def log_odds(data: RankingData) -> float:
     """The log-odds of an action on any row."""
-    rate = float((data.gain > 0).mean())
+    rate = float(((data.gain > 0) * data.weight).mean())
     return math.log(rate / (1 - rate))
 
 

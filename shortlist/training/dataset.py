@@ -31,6 +31,8 @@ from shortlist.training.rows import Judged, blend, columns_of, drawn, everyone, 
 from shortlist.training.sources import Lesson, fit_source, row_columns
 from shortlist.training.split import Split, split_by_time
 
+LATEST = 0.2
+"""The share of each user's positives that rankers learn from, without impressions."""
 PER_USER = 5
 MOST_LEARNING, MOST_CHOOSING = 4_000, 1_000
 """Requests without impressions, the newest: about 100 rows each to learn from, all that is retrieved to choose by."""
@@ -63,6 +65,18 @@ class Ground:
         """What may be learned from the log before `stop`: nothing in it knows of a later event."""
         known = everyone(self.lesson.log, self.project, stop)
         return replace(self.lesson, stop=stop, known=known, positives=self.lesson.positives.between(0, stop))
+
+    def early(self) -> Lesson:
+        """What sources may know of while rankers learn how far to believe them.
+
+        With impressions it is what was before them. Without, rankers learn from the newest positives of every user,
+        and sources from the others (stacking; Wolpert, Neural Networks 1992): a stretch of time would show them only
+        those who came just then, most of them with nothing behind them.
+        """
+        if isinstance(self.project.labels, Labels):
+            return self.before(self.split.sources)
+        lesson = self.before(self.split.rankers)
+        return replace(lesson, positives=lesson.positives.of_each_user(LATEST)[0])
 
 
 @dataclass(frozen=True)
@@ -114,13 +128,12 @@ def survey(project: Project, log: EventLog, seed: int, progress: Progress, posit
 
 
 def fit_sources(
-    ground: Ground, stop: int, directory: Path, progress: Progress, earlier: FittedSources | None = None
+    ground: Ground, lesson: Lesson, directory: Path, progress: Progress, earlier: FittedSources | None = None
 ) -> FittedSources:
-    """Fit every source on the log before `stop`; one that has nothing to learn from is left out, and said so.
+    """Fit every source on a part of the log; one that has nothing to learn from is left out, and said so.
 
-    `earlier` are the same sources fitted on a shorter past.
+    `earlier` are the same sources fitted on less.
     """
-    lesson = ground.before(stop)
     figures: dict[str, Mapping[str, Any]] = {}
     findings = []
     seconds = {} if earlier is None else dict(earlier.seconds)
@@ -157,7 +170,7 @@ def pipeline_of(ground: Ground, sources: FittedSources, table: FeatureTable) -> 
 
 
 def ranker_rows(ground: Ground, sources: FittedSources, past: Past, progress: Progress) -> RankerRows:
-    """Judge rows behind what `sources` were fitted on, and give them every column that serving will have.
+    """Judge rows that `sources` were not fitted on, and give them every column that serving will have.
 
     With impressions the table of `past` stays where it is; without, it is brought forward to the last request.
     """
@@ -167,18 +180,20 @@ def ranker_rows(ground: Ground, sources: FittedSources, past: Past, progress: Pr
     else:
         pipeline, _ = pipeline_of(ground, sources, past.table)
         parts = []
-        for start, stop, most, whole in (
-            (split.sources, split.rankers, MOST_LEARNING, False),
-            (split.rankers, split.cut, MOST_CHOOSING, True),
-        ):
-            requests = requests_of(lesson.positives.between(start, stop), PER_USER, most)
+        _, latest = lesson.positives.between(0, split.rankers).of_each_user(LATEST)
+        behind = lesson.positives.between(split.rankers, split.cut)
+        for positives, most, whole in ((latest, MOST_LEARNING, False), (behind, MOST_CHOOSING, True)):
+            requests = requests_of(positives, PER_USER, most)
             parts.append(drawn(pipeline, past, lesson.known, requests, lesson.seed, progress, whole))
         rows = parts[0].followed_by(parts[1])
     progress("replay features", 0.0)
     matrix, names = matrix_of(ground, sources, rows)
     progress("replay features", 1.0)
     learning, choosing = rows.position < split.rankers, rows.position >= split.rankers
-    data = RankingData(matrix, names, rows.gain, rows.request, rows.rank, rows.actions, blend(ground.project))
+    drawn_rows = not isinstance(labels, Labels)
+    data = RankingData(
+        matrix, names, rows.gain, rows.request, rows.rank, rows.actions, blend(ground.project), drawn_rows
+    )
     return RankerRows(
         data.take(learning),
         data.take(choosing),
@@ -209,7 +224,7 @@ def write_dataset(project: Project, log: EventLog, out: Path, seed: int, progres
     """
     ground = survey(project, log, seed, progress)
     with tempfile.TemporaryDirectory() as place:
-        sources = fit_sources(ground, ground.split.sources, Path(place), progress)
+        sources = fit_sources(ground, ground.early(), Path(place), progress)
         past = Past(log, FeatureTable(ground.lesson.features))
         rows = ranker_rows(ground, sources, past, progress)
     parts = []

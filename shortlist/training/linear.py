@@ -41,14 +41,14 @@ def fit_linear(
     asked = validation
     if data.placed:  # held-out rows are as serving is: neutral to the place
         data, validation = data.with_place(), validation and replace(validation, rank=None).with_place()
-    matrix, acted = drawn(data, seed)
-    shape = Shape.of(matrix)
-    design = shape.design(matrix)
+    sample = drawn(data, seed)
+    acted, counts, shape = sample.gain > 0, sample.weight, Shape.of(sample.matrix)
+    design = shape.design(sample.matrix)
     held_out = validation if validation is not None and validation.mixed else None
     weights = np.zeros(len(design))
     tried: list[tuple[float, NDArray[np.float64], NDArray[np.float64]]] = []
     for number, penalty in enumerate(PENALTIES if held_out else PENALTIES[:1]):
-        weights = newton(design, acted, weights, penalty)
+        weights = newton(design, acted, weights, penalty, counts=counts)
         quality = ndcg_of(held_out, weights @ shape.design(held_out.matrix)) if held_out else np.zeros(1)
         tried.append((penalty, weights, quality))
         progress(number + 1, len(PENALTIES))
@@ -56,7 +56,7 @@ def fit_linear(
     linear = shape.linear(data.names, weights)
     served = Linear([term for term in linear.terms if term.column != PLACE], linear.bias)
     served.save(directory / LINEAR)
-    figures = {"penalty": penalty, "log_loss": log_loss(weights @ design, acted)}
+    figures = {"penalty": penalty, "log_loss": log_loss(weights @ design, acted, counts)}
     if not held_out or asked is None:
         return Fit("linear", figures)
     scores = served.log_odds(asked.matrix, asked.names)
@@ -93,20 +93,21 @@ def simplest(
 def place_log_odds(data: RankingData, seed: int) -> NDArray[np.float64]:
     """What the place adds to the log-odds of each row, 0 on average: by logistic regression on it and the columns."""
     placed = data.with_place()
-    matrix, acted = drawn(placed, seed)
-    shape = Shape.of(matrix)
-    design = shape.design(matrix)
-    weights = newton(design, acted, np.zeros(len(design)), PLACE_PENALTY)
+    sample = drawn(placed, seed)
+    shape = Shape.of(sample.matrix)
+    design = shape.design(sample.matrix)
+    weights = newton(design, sample.gain > 0, np.zeros(len(design)), PLACE_PENALTY, counts=sample.weight)
     place = standardised(placed.matrix[-1:], shape.unit[-1:], shape.mean[-1:], shape.scale[-1:])[0]
     return np.asarray(weights[len(data.names)] * np.nan_to_num(place))
 
 
-def drawn(data: RankingData, seed: int) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """The columns of at most `LINEAR_ROWS` rows, and which of them were acted on."""
+def drawn(data: RankingData, seed: int) -> RankingData:
+    """At most `LINEAR_ROWS` of the rows."""
     if len(data.gain) <= LINEAR_ROWS:
-        return data.matrix, data.gain > 0
-    rows = np.sort(np.random.default_rng(seed).choice(len(data.gain), LINEAR_ROWS, replace=False))
-    return data.matrix[:, rows], data.gain[rows] > 0
+        return data
+    rows = np.zeros(len(data.gain), np.bool_)
+    rows[np.random.default_rng(seed).choice(len(rows), LINEAR_ROWS, replace=False)] = True
+    return data.take(rows)
 
 
 @dataclass(frozen=True)
@@ -164,9 +165,9 @@ def skewness(values: NDArray[np.float64]) -> float:
     return float(np.mean((deviation / spread) ** 3)) if spread > 0 else 0.0
 
 
-def log_loss(odds: NDArray[np.float64], acted: NDArray[np.bool_]) -> float:
-    """The mean negative log-likelihood of what happened, given log-odds."""
-    return float(np.mean(np.logaddexp(0.0, np.where(acted, -odds, odds))))
+def log_loss(odds: NDArray[np.float64], acted: NDArray[np.bool_], counts: float | NDArray[np.float64] = 1.0) -> float:
+    """The mean negative log-likelihood of what happened, given log-odds; `counts` is how much each row counts."""
+    return float(np.mean(counts * np.logaddexp(0.0, np.where(acted, -odds, odds))))
 
 
 def newton(
@@ -175,23 +176,24 @@ def newton(
     weights: NDArray[np.float64],
     penalty: float,
     offset: float | NDArray[np.float64] = 0.0,
+    counts: float | NDArray[np.float64] = 1.0,
 ) -> NDArray[np.float64]:
     """The weights that minimise log loss + penalty/2 * |weights|^2 (the last weight, the bias, is free).
 
-    `offset` are log-odds that are given.
+    `offset` are log-odds that are given, `counts` how much each row counts, 1 on average.
     """
     rows = design.shape[1]
     ridge = np.full(len(design), penalty)
     ridge[-1] = 1e-9  # only so that the equations have a solution when every row is certain
 
     def objective(w: NDArray[np.float64]) -> float:
-        return log_loss(offset + w @ design, acted) + 0.5 * float(ridge @ (w * w))
+        return log_loss(offset + w @ design, acted, counts) + 0.5 * float(ridge @ (w * w))
 
     best = objective(weights)
     for _step in range(NEWTON_STEPS):
         chance = 1.0 / (1.0 + np.exp(-np.clip(offset + weights @ design, -500, 500)))
-        gradient = design @ (chance - acted) / rows + ridge * weights
-        curvature = (design * (chance * (1.0 - chance))) @ design.T / rows + np.diag(ridge)
+        gradient = design @ (counts * (chance - acted)) / rows + ridge * weights
+        curvature = (design * (counts * chance * (1.0 - chance))) @ design.T / rows + np.diag(ridge)
         direction = np.linalg.solve(curvature, gradient)
         length = 1.0
         while objective(weights - length * direction) > best and length > 1e-6:

@@ -38,7 +38,7 @@ class RankingData:
     stand together. `rank` is the place at which a row was shown (1 is the top, NaN where that is not known).
 
     `actions` says of each kind on which rows it happened, and `blend` what one of them is worth. Without them the one
-    action is "acted": a gain above 0.
+    action is "acted": a gain above 0. `drawn` tells that nobody was shown the rows of gain 0.
 
     Raises ValueError where the shapes disagree, a gain is impossible or a group is torn apart.
     """
@@ -50,6 +50,7 @@ class RankingData:
     rank: NDArray[np.float64] | None = None
     actions: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     blend: Mapping[str, float] = field(default_factory=dict)
+    drawn: bool = False
 
     def __post_init__(self) -> None:
         if self.matrix.shape != (len(self.names), len(self.gain)) or len(self.group) != len(self.gain):
@@ -87,6 +88,20 @@ class RankingData:
             return self
         index = {name: number for number, name in enumerate(self.names)}
         return replace(self, matrix=self.matrix[[index[name] for name in names]], names=names)
+
+    @property
+    def weight(self) -> NDArray[np.float64]:
+        """How much each row counts, 1 on average.
+
+        All the same where rows were shown: they are what happens. Where negatives were drawn, how many they are says
+        nothing, nor how long a user went on: then the positives of a request count as much as its negatives, and every
+        request the same.
+        """
+        if not self.drawn or not len(self.gain):
+            return np.ones(len(self.gain))
+        kind = 2 * np.repeat(np.arange(len(self.sizes)), self.sizes) + (self.gain > 0)
+        weight = 1.0 / np.bincount(kind)[kind]
+        return np.asarray(weight / weight.mean())
 
     @property
     def placed(self) -> bool:

@@ -31,7 +31,18 @@ class Positives:
     def between(self, start: int, stop: int) -> Positives:
         """Those with log positions from `start` up to, not including, `stop`."""
         first, last = np.searchsorted(self.position, [start, stop])
-        part = slice(int(first), int(last))
+        return self._take(slice(int(first), int(last)))
+
+    def of_each_user(self, share: float) -> tuple[Positives, Positives]:
+        """All but the newest `share` of each user's positives (rounded down), and these; both in log order."""
+        order = np.lexsort((self.position, self.user))
+        _, user, counts = np.unique(self.user[order], return_inverse=True, return_counts=True)
+        place = np.arange(len(order)) - (np.cumsum(counts) - counts)[user]
+        newest = np.empty(len(order), np.bool_)
+        newest[order] = place >= (counts - np.floor(share * counts))[user]
+        return self._take(~newest), self._take(newest)
+
+    def _take(self, part: slice | NDArray[np.bool_]) -> Positives:
         return Positives(self.user[part], self.item[part], self.position[part], self.at[part], self.gain[part])
 
 

@@ -6,8 +6,10 @@
                                                  choose
 
 Rankers learn on requests behind what their sources were fitted on, so that they see the sources as serving will:
-wrong about the future. The simplest one that no other beats for certain on the slice behind that is the one that
+wrong about the future. Without impressions these are the newest fifth of every user's positives before the slice that
+chooses, which the sources go without (see `Ground.early`). The simplest one that no other beats for certain on the slice behind that is the one that
 serves. Then the sources are fitted on all of the training part, and everything is measured on the test part, once.
+What is published are the same sources fitted on the whole log, because the newest events say most about tomorrow.
 """
 
 from __future__ import annotations
@@ -135,6 +137,10 @@ def train(
         learned = learn(ground, draft, progress, steps)
         sources, choice = learned.sources, learned.choice
         verdict = judge(ground, sources, choice, learned.evaluation, force)
+        if verdict.sources == sources.names:
+            with steps.step("fit sources on everything"):
+                shutil.rmtree(draft / "sources", ignore_errors=True)
+                sources = fit_sources(ground, ground.before(ground.split.stop), draft, progress, sources)
         with steps.step("publish"):
             manifest = describe(ground, learned.rows, sources, choice, verdict)
             fits = {name: round(seconds, 3) for name, seconds in (*sources.seconds.items(), *choice.seconds.items())}
@@ -147,13 +153,13 @@ def learn(ground: Ground, directory: Path, progress: Progress, steps: Steps) -> 
     early = directory / EARLY
     early.mkdir()
     with steps.step("fit sources on the first part"):
-        sources = fit_sources(ground, ground.split.sources, early, progress)
+        sources = fit_sources(ground, ground.early(), early, progress)
     with steps.step("make the rankers' rows"):
         rows = ranker_rows(ground, sources, past, progress)
     with steps.step("fit rankers"):
         choice = fit_rankers(ground, rows, directory, progress)
     with steps.step("fit sources"):
-        sources = fit_sources(ground, ground.split.cut, directory, progress, earlier=sources)
+        sources = fit_sources(ground, ground.before(ground.split.cut), directory, progress, sources)
     with steps.step("evaluate"):
         evaluation = measure(ground, sources, choice, directory, past, progress)
     shutil.rmtree(early)

@@ -87,7 +87,7 @@ class Bed:
     def rows(self) -> RankerRows:
         """The rows of the rankers, with sources as they are declared."""
         ground, place = self.ground, self.directory / "declared"
-        sources = fit_sources(ground, ground.split.sources, place, quietly)
+        sources = fit_sources(ground, ground.early(), place, quietly)
         return ranker_rows(ground, sources, Past(ground.lesson.log, FeatureTable(ground.lesson.features)), quietly)
 
     def past(self, features: FeatureSet) -> Past:
