@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Threads of OpenMP (torch, LightGBM) that wait by spinning take the cores from whoever works, us included: on two
     # shared cores training took 154 s of CPU time with spinning and 60 s without.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # some microseconds: the next part of a sum is not far away
     try:
         outcome = commands.main(arguments, prog_name="shortlist", standalone_mode=False)
     except click.ClickException as error:

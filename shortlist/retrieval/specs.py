@@ -44,9 +44,9 @@ class TwoTower:
 
     `history` is a feature that lists the user's last items (`watch.by(user).last("film", 50)`); the attributes are
     those of the user and of the item that the towers look at, `item_text` those of the item whose words they look at,
-    `context` the values of the request that the user tower looks at; all but the history may be left out. As a
-    `sequence` the last items are read in their order: what was newest asks what of the rest matters now. Without, they
-    are a weighted mean, which is learned in half the time.
+    `context` the values of the request that the user tower looks at; all but the history may be left out. The
+    last items are a weighted mean; as a `sequence` they are read in their order, too (what was newest asks what of the
+    rest matters now), which takes twice the time to learn.
     `text_encoder` is a folder that holds a sentence encoder as sentence-transformers publishes it (BERT, such as
     all-MiniLM-L6-v2): the texts are then read as sentences, not as bags of words.
 
@@ -60,7 +60,7 @@ class TwoTower:
     item_text: Sequence[str] = ()
     text_encoder: str | None = None
     context: Sequence[str] = ()
-    sequence: bool = True
+    sequence: bool = False
     dimensions: int = 256
     quota: int = 500
     epochs: int = 5

@@ -33,7 +33,7 @@ from shortlist.training.split import Split, split_by_time
 
 LATEST = 0.2
 """The share of each user's positives that rankers learn from, without impressions."""
-PER_USER = 5
+PER_USER_LEARNING, PER_USER = 3, 5
 MOST_LEARNING, MOST_CHOOSING = 4_000, 1_000
 """Requests without impressions, the newest: about 100 rows each to learn from, all that is retrieved to choose by."""
 REFRESH_MS = 3_600_000
@@ -182,8 +182,10 @@ def ranker_rows(ground: Ground, sources: FittedSources, past: Past, progress: Pr
         parts = []
         _, latest = lesson.positives.between(0, split.rankers).of_each_user(LATEST)
         behind = lesson.positives.between(split.rankers, split.cut)
-        for positives, most, whole in ((latest, MOST_LEARNING, False), (behind, MOST_CHOOSING, True)):
-            requests = requests_of(positives, PER_USER, most)
+        for requests, whole in (
+            (requests_of(latest, PER_USER_LEARNING, MOST_LEARNING), False),
+            (requests_of(behind, PER_USER, MOST_CHOOSING), True),
+        ):
             parts.append(drawn(pipeline, past, lesson.known, requests, lesson.seed, progress, whole))
         rows = parts[0].followed_by(parts[1])
     progress("replay features", 0.0)

@@ -68,6 +68,8 @@ SLATE = 0.1
 nearest items better by the truth and cost no recall; with more weight, recall of what the old policy showed fell."""
 HISTORY_KEPT = 0.5
 """The share of the places of the history that a batch looks at, so that no single item decides; and it is faster."""
+WIDTH = 128
+"""A batch has a multiple of this many items, the last of them masked: a processor's kernels are made for one shape."""
 WEIGHT_DECAY = 0.01
 BLOCK = 4_096
 CPU = torch.device("cpu")
@@ -113,17 +115,17 @@ class Fitting:
         uniform = torch.randint(len(self.items.id), size, generator=self.generator, device=device)
         distinct, place = torch.unique(torch.cat([positive, uniform]), return_inverse=True)
         place = place[: len(rows)]
-        vectors = self.some_items(distinct)
+        room = -len(distinct) % WIDTH
+        vectors = self.some_items(functional.pad(distinct, (0, room)))
         kept = self.places_kept()
         users = self.model.user_vectors(user, self.history[rows][:, kept], kept)
-        logits = users @ vectors.T / self.spec.temperature
         # each distinct item stands once for all its occurrences in the batch: Q is its probability to be there at all
-        logits = logits - self.log_q[distinct]
+        rarity = functional.pad(-self.log_q[distinct], (0, room), value=-math.inf).repeat(len(rows), 1)
         same_user, other = ((known.id[:, None] == known.id) & (known.id > 0)).nonzero(as_tuple=True)
-        liked = torch.zeros(len(rows), len(distinct), dtype=torch.bool, device=device)
-        liked[same_user, place[other]] = True
-        liked[torch.arange(len(rows), device=device), place] = False
-        losses = functional.cross_entropy(logits.masked_fill(liked, -math.inf), place, reduction="none")
+        rarity[same_user, place[other]] = -math.inf
+        rarity[torch.arange(len(rows), device=device), place] = -self.log_q[positive]
+        logits = torch.addmm(rarity, users / self.spec.temperature, vectors.T)
+        losses = functional.cross_entropy(logits, place, reduction="none")
         if self.beside.shape[1]:
             losses = losses + SLATE * self.slate_losses(users, vectors[place], self.beside[rows])
         return (losses * self.weight[rows]).mean()
