@@ -35,7 +35,12 @@ PROJECT = Project(
     user=user,
     item=film,
     events=[watch],
-    features=[history, watch.by(user).count().named("watched"), watch.by(film).count().named("watchers")],
+    features=[
+        history,
+        watch.by(user).count().named("watched"),
+        watch.by(film).count().named("watchers"),
+        watch.by(user).share("film.genre"),
+    ],
     labels=ObservedPositives({watch: 1.0}),
     sources=[Popular(), CoVisitation(history)],
     rankers=[LogisticRegression()],

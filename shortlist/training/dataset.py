@@ -32,9 +32,9 @@ from shortlist.training.sources import Lesson, fit_source, row_columns
 from shortlist.training.split import Split, split_by_time
 
 LATEST = 0.2
-"""The share of each user's positives that rankers learn from, without impressions."""
-PER_USER_LEARNING, PER_USER = 3, 5
-MOST_LEARNING, MOST_CHOOSING = 4_000, 1_000
+"""The share of each user's positives before `Split.sources` that rankers learn from, where there are no impressions."""
+PER_USER_LATEST, PER_USER = 2, 5
+MOST_LATEST, MOST_LEARNING, MOST_CHOOSING = 4_000, 4_000, 1_000
 """Requests without impressions, the newest: about 100 rows each to learn from, all that is retrieved to choose by."""
 REFRESH_MS = 3_600_000
 """How old popularity may be while the past is asked again; its half-life is days."""
@@ -70,12 +70,12 @@ class Ground:
         """What sources may know of while rankers learn how far to believe them.
 
         With impressions it is what was before them. Without, rankers learn from the newest positives of every user,
-        and sources from the others (stacking; Wolpert, Neural Networks 1992): a stretch of time would show them only
-        those who came just then, most of them with nothing behind them.
+        too, and sources from the others (stacking; Wolpert, Neural Networks 1992): a stretch of time shows only those
+        who came just then, most of them with little behind them.
         """
+        lesson = self.before(self.split.sources)
         if isinstance(self.project.labels, Labels):
-            return self.before(self.split.sources)
-        lesson = self.before(self.split.rankers)
+            return lesson
         return replace(lesson, positives=lesson.positives.of_each_user(LATEST)[0])
 
 
@@ -180,14 +180,16 @@ def ranker_rows(ground: Ground, sources: FittedSources, past: Past, progress: Pr
     else:
         pipeline, _ = pipeline_of(ground, sources, past.table)
         parts = []
-        _, latest = lesson.positives.between(0, split.rankers).of_each_user(LATEST)
-        behind = lesson.positives.between(split.rankers, split.cut)
-        for requests, whole in (
-            (requests_of(latest, PER_USER_LEARNING, MOST_LEARNING), False),
-            (requests_of(behind, PER_USER, MOST_CHOOSING), True),
+        between = lesson.positives.between
+        _, latest = between(0, split.sources).of_each_user(LATEST)
+        for positives, per_user, most, whole in (
+            (latest, PER_USER_LATEST, MOST_LATEST, False),
+            (between(split.sources, split.rankers), PER_USER, MOST_LEARNING, False),
+            (between(split.rankers, split.cut), PER_USER, MOST_CHOOSING, True),
         ):
+            requests = requests_of(positives, per_user, most)
             parts.append(drawn(pipeline, past, lesson.known, requests, lesson.seed, progress, whole))
-        rows = parts[0].followed_by(parts[1])
+        rows = parts[0].followed_by(parts[1]).followed_by(parts[2])
     progress("replay features", 0.0)
     matrix, names = matrix_of(ground, sources, rows)
     progress("replay features", 1.0)

@@ -6,8 +6,8 @@
                                                  choose
 
 Rankers learn on requests behind what their sources were fitted on, so that they see the sources as serving will: wrong
-about the future. Without impressions these are the newest fifth of every user's positives before the slice that
-chooses, which the sources go without (see `Ground.early`). The simplest one that no other beats for certain on the
+about the future; without impressions, on the newest positives that each user had before that, too, which the sources
+then go without (see `Ground.early`). The simplest one that no other beats for certain on the
 slice behind that is the one that serves. Then the sources are fitted on all of the training part, and everything is
 measured on the test part, once. What is published are the same sources fitted on the whole log, because the newest
 events say most about tomorrow.
