@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ from shortlist.titles import titles
 from shortlist.training.releases import Release
 
 MARK = ".shortlist-demo"
+RANKING = "import shortlist.ranking.bitvectors"
+"""Compiles the trees' kernel, on a new machine, in a process of its own while the sources learn."""
 RECENT = 200_000
 """Events at the end of the log among which the demo looks for somebody to ask for."""
 
@@ -93,8 +96,9 @@ def run(data: Path | None, folder: Path, port: int, once: bool, as_json: bool) -
     story = Story(Console(), silent=as_json)
     story.say("[bold]Shortlist[/bold]: from events to the ten that matter to one person\n")
     prepare(folder)
-    project, settings = ingest(story, data, folder)
-    release = train(story, project, settings)
+    with subprocess.Popen([sys.executable, "-c", RANKING], stderr=subprocess.DEVNULL):
+        project, settings = ingest(story, data, folder)
+        release = train(story, project, settings)
     guest = choose_guest(project, settings)
     with Child(folder, port) as child:
         with story.step("Serve") as said:
