@@ -54,14 +54,14 @@ class Acquaintance:
 
     def learn(self, query: Query) -> Mapping[str, Any]:
         """The path, and at least how many of the user's events are known."""
-        events = described = 0
-        if query.user is not None:
-            user = hash_of(query.user)
-            events = self._events(query, user)
-            described = self._described(user)
-        if not self.personal or not (events or described or query.context):
+        user = None if query.user is None else hash_of(query.user)
+        events = 0 if user is None else self._events(query, user)
+        if not self.personal:
             return {PATH: POPULAR, EVENTS: events}
-        return {PATH: HISTORY if events else CONTENT, EVENTS: events}
+        if events:
+            return {PATH: HISTORY, EVENTS: events}
+        told = bool(query.context) or (user is not None and self._described(user))
+        return {PATH: CONTENT if told else POPULAR, EVENTS: 0}
 
     def _events(self, query: Query, user: Hashes) -> int:
         if not self.counts:

@@ -17,6 +17,37 @@ from shortlist.serving.limits import Limits
 from shortlist.serving.messages import error_body
 
 
+class Together:
+    """A transport that sends in one piece what is written in one turn of the loop: the head of an answer and its body.
+
+    A system call each would be a quarter of the time of a small answer.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._written: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """Send the data at the end of this turn."""
+        if not self._written:
+            self._loop.call_soon(self._send)
+        self._written.append(data)
+
+    def close(self) -> None:
+        """Close when all that was written is sent."""
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        if self._written and not self._transport.is_closing():
+            self._transport.write(b"".join(self._written))
+        self._written.clear()
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the transport's own business."""
+        return getattr(self._transport, name)
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """Refuses, in JSON, a request whose head or body comes too slowly (408), or whose head is too large (431).
 
@@ -38,6 +69,10 @@ class BoundedProtocol(HttpToolsProtocol):
         self.in_head = True
         self.head_bytes = 0
         self.body_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client is there."""
+        super().connection_made(Together(transport, self.loop))  # type: ignore[arg-type]
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client. The clock of a head starts with its first byte, even if that begins no request."""
