@@ -145,6 +145,20 @@ def test_attributes_are_those_known_at_the_position() -> None:
     np.testing.assert_allclose(replayed["user_watch_share_film_genres"], [math.nan] * 4 + [0, 1 / 2, 1 / 3, 1 / 6])
 
 
+def test_a_replay_reads_just_what_is_asked_for() -> None:
+    log, _ = world()
+    rows = Rows({"user": ["ada"] * 3, "film": ["heat"] * 3}, [2, 4, log.position], [NOW] * 3)
+    every = replay(log, FEATURES, rows)
+    chosen = replay(log, FEATURES, rows, ["film_year", "user_watch_last_n_film_3"])
+    assert (chosen.names, list(chosen.lists)) == (("film_year",), ["user_watch_last_n_film_3"])
+    assert chosen["film_year"].tobytes() == every["film_year"].tobytes()
+    np.testing.assert_array_equal(chosen["user_watch_last_n_film_3"], every["user_watch_last_n_film_3"])
+    with pytest.raises(ValueError, match="ids of film are missing"):
+        replay(log, FEATURES, Rows({"user": ["ada"]}, [1], [NOW]), ["film_year"])
+    with pytest.raises(KeyError, match="did you mean 'film_year'"):
+        replay(log, FEATURES, rows, ["film_years"])
+
+
 def test_no_candidates_and_nobody_known() -> None:
     _, table = world()
     none = table.read({"user": ["ada"], "film": []}, NOW)

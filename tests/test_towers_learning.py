@@ -63,6 +63,16 @@ def fitted(spec: TwoTower, examples: TowerExamples, items: TowerItems, epochs: i
     return fitting
 
 
+def test_a_wider_batch_is_the_same_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    examples, _ = two_camps(200)
+    losses = []
+    for width in (1, 128):
+        monkeypatch.setattr(learning, "WIDTH", width)
+        fitting, _ = prepared(SPEC, examples, TowerItems(np.sort(named(np.arange(FILMS))), {}), 0)
+        losses.append(fitting.loss(torch.arange(100)).item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
 def test_ids_alone_are_enough(tmp_path: Path) -> None:
     examples, _ = two_camps()
     report = fit_towers(SPEC, examples, TowerItems(named(np.arange(FILMS)), {}), tmp_path)

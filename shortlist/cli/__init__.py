@@ -14,6 +14,7 @@ from shortlist import __version__
 from shortlist.cli import answering, comparing, data, learning, starting
 from shortlist.cli.console import is_ours, say_problems
 from shortlist.framing.problems import ProjectError
+from shortlist.giving_way import let_threads_sleep
 
 
 class InOrder(click.Group):
@@ -39,10 +40,7 @@ for command in (*starting.COMMANDS, *data.COMMANDS, *learning.COMMANDS, *compari
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; what goes wrong is said on standard error without a traceback."""
-    # Threads of OpenMP (torch, LightGBM) that wait by spinning take the cores from whoever works, us included: on two
-    # shared cores training took 154 s of CPU time with spinning and 60 s without.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # some microseconds: the next part of a sum is not far away
+    let_threads_sleep()
     try:
         outcome = commands.main(arguments, prog_name="shortlist", standalone_mode=False)
     except click.ClickException as error:

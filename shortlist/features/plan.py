@@ -87,6 +87,18 @@ class Plan:
     entities: tuple[str, ...]
 
 
+def planned(features: FeatureSet, columns: Sequence[str] | None, keys: Sequence[str]) -> Plan:
+    """The plan for some columns and lists, or all that ids of the entities `keys` are enough for.
+
+    Raises KeyError for an unknown name and ValueError where ids are missing.
+    """
+    plan = Planner(features, features.readable(keys) if columns is None else columns).plan()
+    missing = set(plan.entities) - set(keys)
+    if missing:
+        raise ValueError(f"ids of {', '.join(sorted(missing))} are missing: the columns asked for need them")
+    return plan
+
+
 class Planner:
     """Builds the plan for some columns and lists of a feature set. Raises KeyError for an unknown name."""
 

@@ -21,7 +21,7 @@ from shortlist.features.hashing import Hashes, hashes_of
 from shortlist.features.index import average, scatter, tally
 from shortlist.features.intake import Intake, columns_of, key_hashes, select
 from shortlist.features.kernels import walk
-from shortlist.features.plan import GroupPlan, Plan, Planner
+from shortlist.features.plan import GroupPlan, Plan, planned
 from shortlist.features.program import FeatureSet
 from shortlist.features.request import fill_ratios, fill_requests
 from shortlist.features.state import GroupState, Lists, named_lists
@@ -48,13 +48,13 @@ def replay(log: EventLog, features: FeatureSet, rows: Rows, columns: Sequence[st
     """The columns and lists of every row, in the rows' order, each knowing exactly the events before its position.
 
     Just those of the names `columns`, or all that the ids of `rows` are enough for; equal to the last bit to what a
-    FeatureTable at that position reads. Memory: one chunk of the log, and the result. Raises ValueError where ids,
-    positions and times do not fit, KeyError for an unknown name.
+    FeatureTable at that position reads. Memory: one chunk of the log, and the result. Raises ValueError where ids are
+    missing, or ids, positions and times do not fit; KeyError for an unknown name.
     """
     hashes = {name: hashes_of(ids) for name, ids in rows.ids.items()}
     position, now = np.asarray(rows.position, np.int64), np.asarray(rows.now, np.int64)
     check_rows(log, hashes, position, now)
-    plan = Planner(features, features.readable(hashes) if columns is None else columns).plan()
+    plan = planned(features, columns, tuple(hashes))
     return _Replay(features, plan, hashes, position, now).run(log, rows)
 
 

@@ -17,7 +17,7 @@ from shortlist.features.definitions import Aggregate
 from shortlist.features.entities import Entities, Names
 from shortlist.features.hashing import Hashes, Ids, hashes_of
 from shortlist.features.intake import Intake
-from shortlist.features.plan import Plan, Planner
+from shortlist.features.plan import Plan, planned
 from shortlist.features.program import FeatureSet
 from shortlist.features.request import fill_ratios, fill_requests
 from shortlist.features.state import EVERYTHING_KNOWN, GroupState, Lists
@@ -123,11 +123,7 @@ class FeatureTable:
     def _plan(self, columns: Sequence[str] | None, keys: tuple[str, ...]) -> Plan:
         name = (columns if columns is None else tuple(columns), keys)
         if name not in self._plans:
-            plan = Planner(self.features, self.features.readable(keys) if columns is None else columns).plan()
-            missing = set(plan.entities) - set(keys)
-            if missing:
-                raise ValueError(f"ids of {', '.join(sorted(missing))} are missing: the columns asked for need them")
-            self._plans[name] = plan
+            self._plans[name] = planned(self.features, columns, keys)
         return self._plans[name]
 
 

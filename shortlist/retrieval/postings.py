@@ -51,9 +51,7 @@ class Postings:
 
     def mask(self, values: NDArray[Any], size: int, position: int) -> Mask:
         """True for each of the first `size` items that has one of the values now; the table is at `position`."""
-        attribute = copy(
-            self.entities.attributes[self.name]
-        )  # its arrays stay whole while another thread replaces them
+        attribute = copy(self.entities.attributes[self.name])  # whole, while another thread replaces its arrays
         held, changed = self._followed(attribute, position)
         mask = np.zeros(max(size, attribute.latest.size), np.bool_)
         for value in values:

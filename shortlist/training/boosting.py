@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
+from shortlist.giving_way import let_threads_sleep
 from shortlist.ranking.scoring import TREES
 from shortlist.ranking.specs import BoostedTrees
 from shortlist.ranking.trees import Trees
@@ -60,8 +60,7 @@ def fit_trees(
             f"all {len(data.gain)} training rows were acted on, so single rows say nothing; "
             'log impressions of items that were not acted on, or learn pairs: BoostedTrees("pairwise")'
         )
-    # Read when libgomp starts: threads that wait must sleep. Spinning ones took 41 s on a busy machine for 3 s of work.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    let_threads_sleep()
     import lightgbm  # takes a second, and only trees need it
 
     gains = np.unique(np.concatenate([[0.0], data.gain, validation.gain if validation else []]))

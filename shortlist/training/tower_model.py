@@ -196,25 +196,11 @@ def sequence_nodes(sequence: Sequence, constants: list[Any], known: str, result:
 
 
 def write_onnx(model: TwoTowers, path: Path) -> None:
-    """Write the dense part of the user tower as ONNX, node by node: the same weights give the same bytes.
-
-    torch's own exporter takes seconds and writes source paths into the file.
-    """
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    """Write the dense part of the user tower as ONNX."""
+    from onnx import helper, numpy_helper
 
     tower, dimensions, length = model.user, model.user.ids.shape[1], len(model.recency)
-    weights = {
-        "recency": model.recency,
-        "inner": tower.inner,
-        "inner_bias": tower.inner_bias,
-        "outer": tower.outer,
-        "outer_bias": tower.outer_bias,
-    }
-    constants = [numpy_helper.from_array(tensor.detach().numpy().copy(), name) for name, tensor in weights.items()]
-    constants.append(numpy_helper.from_array(np.array([1], np.int64), "axis"))
-    constants.append(numpy_helper.from_array(np.array([1e-6], np.float32), "least"))
-    shapes = {"user": [dimensions], "history": [length, dimensions], "weight": [length]}
+    constants = [numpy_helper.from_array(model.recency.detach().numpy().copy(), "recency")]
     nodes = [
         helper.make_node("Add", ["weight", "recency"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["shares"], axis=1),
@@ -227,13 +213,39 @@ def write_onnx(model: TwoTowers, path: Path) -> None:
     if model.sequence is not None:
         nodes += sequence_nodes(model.sequence, constants, total, "read")
         total = "read"
+    shapes = {"user": [dimensions], "history": [length, dimensions], "weight": [length]}
+    write_tower(tower, "user tower", shapes, nodes, constants, total, path)
+
+
+def write_tower(
+    tower: Tower,
+    name: str,
+    shapes: dict[str, list[int]],
+    nodes: list[Any],
+    constants: list[Any],
+    total: str,
+    path: Path,
+) -> None:
+    """Write the dense part of a tower, node by node: the same weights give the same bytes.
+
+    `nodes` and their `constants` make `total`, the sum of all embeddings, of inputs of these shapes. torch's own
+    exporter takes seconds and writes source paths into the file.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    names = ("inner", "inner_bias", "outer", "outer_bias")
+    constants = [*constants, *(numpy_helper.from_array(getattr(tower, n).detach().numpy().copy(), n) for n in names)]
+    constants.append(numpy_helper.from_array(np.array([1], np.int64), "axis"))
+    constants.append(numpy_helper.from_array(np.array([1e-6], np.float32), "least"))
     if len(tower.numbers):
         constants.append(numpy_helper.from_array(tower.numbers.detach().numpy().copy(), "scale"))
-        shapes["numbers"] = [len(tower.numbers)]
-        nodes.append(helper.make_node("MatMul", ["numbers", "scale"], ["from_numbers"]))
+        shapes = {**shapes, "numbers": [len(tower.numbers)]}
+        nodes = [*nodes, helper.make_node("MatMul", ["numbers", "scale"], ["from_numbers"])]
         nodes.append(helper.make_node("Add", [total, "from_numbers"], ["total"]))
         total = "total"
-    nodes += [
+    nodes = [
+        *nodes,
         helper.make_node("MatMul", [total, "inner"], ["product"]),
         helper.make_node("Add", ["product", "inner_bias"], ["shifted"]),
         helper.make_node("Relu", ["shifted"], ["hidden"]),
@@ -244,11 +256,13 @@ def write_onnx(model: TwoTowers, path: Path) -> None:
         helper.make_node("Max", ["length", "least"], ["safe_length"]),
         helper.make_node("Div", ["raw", "safe_length"], ["vector"]),
     ]
-    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *shape]) for name, shape in shapes.items()]
-    output = helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["n", dimensions])
-    graph = helper.make_graph(nodes, "user tower", inputs, [output], constants)
+    inputs = [helper.make_tensor_value_info(given, TensorProto.FLOAT, ["n", *shape]) for given, shape in shapes.items()]
+    output = helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["n", tower.ids.shape[1]])
     made = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9, producer_name="shortlist"
+        helper.make_graph(nodes, name, inputs, [output], constants),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=9,
+        producer_name="shortlist",
     )
     onnx.checker.check_model(made)
     path.write_bytes(made.SerializeToString(deterministic=True))
