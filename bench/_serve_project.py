@@ -1,9 +1,23 @@
-"""The project of `python -m bench serve`: a shop with popular items, two towers, and 50 columns for the ranker."""
+"""The project of `python -m bench serve`: popular items, two towers, 50 columns, and either of two rankers."""
 
 from __future__ import annotations
 
-from shortlist import Entity, EventType, LambdaMART, Objective, ObservedPositives, Popular, Project, TwoTower, ratio
+from collections.abc import Mapping
+
+from shortlist import (
+    DeepCross,
+    Entity,
+    EventType,
+    LambdaMART,
+    Objective,
+    ObservedPositives,
+    Popular,
+    Project,
+    TwoTower,
+    ratio,
+)
 from shortlist.features.definitions import Aggregate, Ratio, RequestFeature
+from shortlist.ranking.specs import RankerSpec
 
 user = Entity("user", age=int)
 item = Entity("item", category=str, price=float, year=int, length=float)
@@ -47,6 +61,9 @@ features: list[Aggregate | Ratio | RequestFeature] = [
     history,
 ]
 
+rankers: Mapping[str, RankerSpec] = {"trees": LambdaMART(trees=300, leaves=63), "network": DeepCross()}
+"""What `--ranker` chooses among."""
+
 project = Project(
     name="serve-bench",
     user=user,
@@ -54,7 +71,7 @@ project = Project(
     events=[view, click],
     features=features,
     labels=ObservedPositives({click: 1.0}),
-    objective=Objective("clicks", proxies={"click": 1.0}),
+    objective=Objective("clicks", proxies={"click": 1.0, "view": 0.1}),
     sources=[towers, Popular()],
-    rankers=[LambdaMART(trees=300, leaves=63)],
+    rankers=list(rankers.values()),
 )

@@ -9,18 +9,18 @@ release published and promoted.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from bench._serve_project import project, towers
+from bench._serve_project import project, rankers, towers
 from shortlist.events.sqlite import SqliteLog
 from shortlist.features.hashing import Hashes
 from shortlist.features.table import FeatureTable
-from shortlist.ranking.specs import LambdaMART
+from shortlist.ranking.specs import LambdaMART, RankerSpec
 from shortlist.retrieval.ladder import build_index
 from shortlist.retrieval.towers import HISTORY, INDEX, USERS, VOCABULARY, attributes_of
 from shortlist.serving.recovery import take_snapshot
@@ -46,8 +46,8 @@ class Size:
     trees: int = 300
 
 
-def make(folder: Path, size: Size) -> None:
-    """The log, a snapshot of its state, and the champion release."""
+def make(folder: Path, size: Size, ranker: str) -> None:
+    """The log, a snapshot of its state, and the champion release with one of the project's rankers."""
     settings = Settings(folder=folder)
     settings.place("log").parent.mkdir(parents=True)
     log = SqliteLog(settings.place("log"), project.schemas)
@@ -61,7 +61,8 @@ def make(folder: Path, size: Size) -> None:
     log.close()
     print(f"{table.position:,} events logged in {time.perf_counter() - begun:.0f} s", flush=True)
     take_snapshot(table, settings.place("state"))
-    publish(table, settings, size)
+    spec = rankers[ranker]
+    publish(table, settings, replace(spec, trees=size.trees) if isinstance(spec, LambdaMART) else spec)
 
 
 def catalogue(size: Size) -> list[pa.Table]:
@@ -109,17 +110,17 @@ def actions(size: Size) -> list[pa.Table]:
     return [told.slice(start, BLOCK) for start in range(0, len(told), BLOCK)]
 
 
-def publish(table: FeatureTable, settings: Settings, size: Size) -> None:
-    """The release: drawn towers, their index, trees fitted on drawn rows."""
+def publish(table: FeatureTable, settings: Settings, spec: RankerSpec) -> None:
+    """The release: drawn towers, their index, a ranker fitted on drawn rows."""
     registry = Registry(settings.place("releases"))
-    spec = LambdaMART(trees=size.trees, leaves=63)
     with registry.draft() as draft:
         begun = time.perf_counter()
         draw_towers(table, draft / "sources" / towers.name)
         print(f"towers and index made in {time.perf_counter() - begun:.0f} s", flush=True)
         begun = time.perf_counter()
         fitted = fit_ranker(spec, training_rows(table), None, draft / "rankers" / spec.name, seed=1)
-        print(f"{fitted.figures['trees']:.0f} trees of {len(fitted.columns)} columns fitted", flush=True)
+        seconds = time.perf_counter() - begun
+        print(f"{spec.name} of {len(fitted.columns)} columns fitted in {seconds:.0f} s: {fitted.figures}", flush=True)
         manifest = Manifest(
             project=project.name,
             seed=1,
@@ -175,7 +176,7 @@ def low_rank(count: int, dimensions: int, draw: np.random.Generator) -> NDArray[
 
 
 def training_rows(table: FeatureTable) -> RankingData:
-    """Drawn requests with the columns of the project and a drawn similarity; gains that depend on several of them."""
+    """Drawn requests with the columns of the project and a drawn similarity, and two actions that depend on these."""
     draw = np.random.default_rng(5)
     now = int(time.time() * 1000)
     names = tuple(name for name in table.features.columns if not name.startswith(("seen_", "popularity_")))
@@ -188,6 +189,12 @@ def training_rows(table: FeatureTable) -> RankingData:
     read = table.read(ids, now, {}, names)
     score = draw.normal(0.1, 0.1, size)
     taste = 5 * score + 10 * np.nan_to_num(read["item_ctr_7d"])
-    gain = (taste + draw.normal(0.0, 0.5, size) > np.quantile(taste, 0.8)).astype(np.float64)
-    matrix = np.vstack([read.values, score])
-    return RankingData(matrix, (*names, f"{towers.name}_score"), gain, np.repeat(np.arange(REQUESTS), ROWS))
+    clicked = taste + draw.normal(0.0, 0.5, size) > np.quantile(taste, 0.8)
+    return RankingData(
+        np.vstack([read.values, score]),
+        (*names, f"{towers.name}_score"),
+        clicked.astype(np.float64),
+        np.repeat(np.arange(REQUESTS), ROWS),
+        actions={"click": clicked, "view": clicked | (taste > np.quantile(taste, 0.5))},
+        blend=project.objective.proxies,
+    )

@@ -1,7 +1,8 @@
-"""POST /recommend over HTTP at a million items: retrieve 500 of them, read 50 columns of each, rank with 300 trees.
+"""POST /recommend over HTTP at a million items: retrieve 500 of them, read 50 columns of each, rank them with
+300 trees or a deep cross network.
 
 The load comes from another process. Beside it stand the bare parts, called in this process on one thread: the user's
-vector, the index, the features of 500 candidates, the trees; and an empty request over HTTP. They are called one after
+vector, the index, the features of 500 candidates, the ranker; and an empty request over HTTP. They are called one after
 another as often as requests come, because a part that rests between two requests finds the processor's caches taken
 by others, alone or in a service; what each takes in a tight loop is printed beside it.
 """
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from bench._load import highest_rate, load
-from bench._serve_project import project, towers
+from bench._serve_project import project, rankers, towers
 from bench._serve_world import Size, make
 from bench._server import served
 from shortlist.features.table import FeatureTable
@@ -39,6 +40,11 @@ WHOLE = '"degraded":[]'
 """What an answer says in which no stage was left out; the others count as failed."""
 
 
+def options(parser: argparse.ArgumentParser) -> None:
+    """Which ranker the release has."""
+    parser.add_argument("--ranker", choices=list(rankers), default="trees", help="[trees]")
+
+
 def questions(users: int, count: int = 2_000) -> list[bytes]:
     """Requests for ten items for drawn users."""
     draw = np.random.default_rng(9)
@@ -53,7 +59,7 @@ class Parts:
     hot: dict[str, float]
 
 
-def parts(folder: Path, size: Size, calls: int) -> Parts:
+def parts(folder: Path, size: Size, ranker: str, calls: int) -> Parts:
     """What the parts of a request take, called one after another for drawn users."""
     settings = Settings(folder=folder)
     release = Registry(settings.place("releases")).fetch()
@@ -73,7 +79,7 @@ def parts(folder: Path, size: Size, calls: int) -> Parts:
         ids = {"user": user, "item": tower.items[rows]}
         read = watch.timed("features", lambda: table.read(ids, now_ms(), {}, names))
         matrix = np.vstack([read.values, np.zeros(CANDIDATES)])
-        watch.timed("trees", lambda: scorer.score(matrix, columns))
+        watch.timed(ranker, lambda: scorer.score(matrix, columns))
         return watch.ms
 
     def medians(rest: float) -> dict[str, float]:
@@ -111,8 +117,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     size, seconds = (QUICK, 4.0) if arguments.quick else (FULL, 30.0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make(folder, size)
-        bare = parts(folder, size, 50 if arguments.quick else 300)
+        make(folder, size, arguments.ranker)
+        bare = parts(folder, size, arguments.ranker, 50 if arguments.quick else 300)
         with served(PROJECT, folder) as service:
             asked = questions(size.users)
             empty = load(service.port, "/rank", [b'{"items":[]}'], seconds / 2, rate=RATE).p50_ms
@@ -128,6 +134,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     total = sum(paced.values())
     print(f"{'all parts':12} {total:7.3f} ms; a request {seen.p50_ms:.3f} ms")
     return {
+        "ranker": arguments.ranker,
         "p50_ms": round(seen.p50_ms, 2),
         "p99_ms": round(seen.p99_ms, 2),
         "max_rps": round(most, 1),
