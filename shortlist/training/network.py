@@ -7,7 +7,6 @@ Where the same item is clicked more at the top, the place explains it, and the c
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from shortlist.training.calibration import Floats, calibrate, heads_of, newest, 
 from shortlist.training.linear import Shape, log_loss
 from shortlist.training.network_model import DeepCrossNetwork, places_of, write_onnx
 from shortlist.training.rankers import Fit, NothingToLearnError, Progress, RankingData
-from shortlist.training.towers import deterministic
+from shortlist.training.towers import deterministic, device_of
 
 BATCHES, LEAST_BATCH, MOST_BATCH = 100, 64, 1_024
 """Batches of an epoch, where that makes them neither smaller nor larger than this."""
@@ -78,8 +77,7 @@ def fit_network(
     inputs = [
         Input(name, float(unit), float(mean), float(scale), bool(gap)) for name, unit, mean, scale, gap in columns
     ]
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs to give the same sums every time
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of()
     with deterministic(), one_thread():
         learned = Examples.of(data, Inputs(inputs), heads, device)
         held_out = Examples.of(validation, Inputs(inputs), heads, device) if validation else None

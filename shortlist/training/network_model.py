@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from shortlist.training.onnx_file import write_graph
+
 CROSS_RANK = 16
 RANKS = 64
 """Places that are told apart; what was shown further down counts as this one. 0 is a place that is not known."""
@@ -77,7 +79,6 @@ def places_of(rank: NDArray[np.float64] | None, rows: int) -> Tensor:
 
 def write_onnx(model: DeepCrossNetwork, path: Path) -> None:
     """Write the network without its places as ONNX, node by node: the same weights give the same bytes."""
-    import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     kept = [(name, weight) for name, weight in model.named_parameters() if name != "places"]
@@ -104,8 +105,4 @@ def write_onnx(model: DeepCrossNetwork, path: Path) -> None:
     sizes = {"inputs": model.inputs, "logits": len(model.out_bias)}
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", size]) for name, size in sizes.items()]
     graph = helper.make_graph(nodes, "deep cross network", ends[:1], ends[1:], constants)
-    made = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9, producer_name="shortlist"
-    )
-    onnx.checker.check_model(made)
-    path.write_bytes(made.SerializeToString(deterministic=True))
+    write_graph(graph, path)

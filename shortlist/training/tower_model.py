@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shortlist.retrieval.towers import EMPTY_WEIGHT
+from shortlist.training.onnx_file import write_graph
 
 SPARSE_FROM = 100_000
 """Rows from which an embedding table gets sparse gradients: a dense step would touch every row."""
@@ -231,7 +232,6 @@ def write_tower(
     `nodes` and their `constants` make `total`, the sum of all embeddings, of inputs of these shapes. torch's own
     exporter takes seconds and writes source paths into the file.
     """
-    import onnx
     from onnx import TensorProto, helper, numpy_helper
 
     names = ("inner", "inner_bias", "outer", "outer_bias")
@@ -258,11 +258,4 @@ def write_tower(
     ]
     inputs = [helper.make_tensor_value_info(given, TensorProto.FLOAT, ["n", *shape]) for given, shape in shapes.items()]
     output = helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["n", tower.ids.shape[1]])
-    made = helper.make_model(
-        helper.make_graph(nodes, name, inputs, [output], constants),
-        opset_imports=[helper.make_opsetid("", 18)],
-        ir_version=9,
-        producer_name="shortlist",
-    )
-    onnx.checker.check_model(made)
-    path.write_bytes(made.SerializeToString(deterministic=True))
+    write_graph(helper.make_graph(nodes, name, inputs, [output], constants), path)
