@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ SHAPE = {
 
 def published(folder: Path, seed: int = 0) -> Path:
     """A folder as sentence-transformers publishes it, with drawn weights."""
+    safetensors = pytest.importorskip("safetensors.numpy")
     folder.mkdir()
     rng, width = np.random.default_rng(seed), 12
     sizes: dict[str, tuple[int, ...]] = {
@@ -56,15 +58,9 @@ def published(folder: Path, seed: int = 0) -> Path:
             sizes |= {f"{layer}.{name}.dense.weight": (out, into), f"{layer}.{name}.dense.bias": (out,)}
         for name in ("attention.output", "output"):
             sizes |= {f"{layer}.{name}.LayerNorm.{part}": (width,) for part in ("weight", "bias")}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    content = b""
-    for name, size in sizes.items():
-        tensor = rng.normal(0, 0.5, size).astype(np.float32).tobytes()
-        header[name] = {"dtype": "F32", "shape": size, "data_offsets": [len(content), len(content) + len(tensor)]}
-        content += tensor
-    header["embeddings.position_ids"] = {"dtype": "I64", "shape": [0], "data_offsets": [len(content)] * 2}
-    text = json.dumps(header).encode()
-    (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + content)
+    tensors: dict[str, Any] = {name: rng.normal(0, 0.5, size).astype(np.float32) for name, size in sizes.items()}
+    tensors["embeddings.position_ids"] = np.arange(300)
+    safetensors.save_file(tensors, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(SHAPE))
     return folder
 
@@ -195,8 +191,10 @@ def test_a_folder_without_an_encoder_leaves_the_towers_out(tmp_path: Path) -> No
         fit_source(towers, survey(project, log, 0, lambda *_: None).lesson, tmp_path / "t", None, lambda *_: None)
 
 
-@pytest.mark.parametrize("damage", ["missing", "kind", "pooling", "half", "cut"])
-def test_what_is_no_encoder_is_refused_with_what_was_found(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["missing", "kind", "pooling", "half", "cut", "library"])
+def test_what_is_no_encoder_is_refused_with_what_was_found(
+    tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = published(tmp_path / "published")
     reason = "no sentence encoder"
     if damage == "missing":
@@ -209,11 +207,15 @@ def test_what_is_no_encoder_is_refused_with_what_was_found(tmp_path: Path, damag
         (folder / POOLING).write_text(json.dumps({"pooling_mode_mean_tokens": False}))
         reason = "mean of the tokens"
     elif damage == "half":
-        (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes().replace(b"F32", b"F16"))
+        tensors = {name: np.array(value, np.float16) for name, value in read_weights(folder / WEIGHTS).items()}
+        pytest.importorskip("safetensors.numpy").save_file(tensors, folder / WEIGHTS)
         reason = "F16"
-    else:
+    elif damage == "cut":
         (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-9])
         reason = "cut off"
+    else:
+        monkeypatch.setitem(sys.modules, "safetensors", None)
+        reason = "shortlist\\[text\\]"
     with pytest.raises(ValueError, match=reason):
         write_sentence_encoder(folder, tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()

@@ -14,26 +14,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shortlist.training.onnx_file import write_graph
+
 Weights = Mapping[str, NDArray[np.float32]]
 CONFIG, WEIGHTS, POOLING = "config.json", "model.safetensors", "1_Pooling/config.json"
 
 
 def read_weights(path: Path) -> Weights:
-    """The tensors of a safetensors file, mapped: a length, a JSON header, and bytes. Raises ValueError for others."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+    """The tensors of a safetensors file. Raises ValueError where it is none, or holds something else than floats."""
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise ValueError("a sentence encoder needs safetensors; run: pip install 'shortlist[text]'") from error
     found = {}
-    for name, entry in header.items():
-        if name == "__metadata__" or entry["dtype"] == "I64":  # places that are counted off: they can be made
-            continue
-        if entry["dtype"] != "F32":
-            raise ValueError(f"{name} of {path} has the type {entry['dtype']}; expected F32")
-        start, stop = entry["data_offsets"]
-        if 8 + length + stop > path.stat().st_size:
-            raise ValueError(f"{path} is cut off within {name}; copy it again")
-        shape = tuple(entry["shape"])
-        found[name.removeprefix("bert.")] = np.memmap(path, np.float32, "r", 8 + length + start, shape)
+    try:
+        with safe_open(path, "np") as file:
+            for name in file.keys():  # noqa: SIM118 - the file is no mapping
+                kind = file.get_slice(name).get_dtype()
+                if kind == "I64":  # places that are counted off: they can be made
+                    continue
+                if kind != "F32":
+                    raise ValueError(f"{name} of {path} has the type {kind}; expected F32")
+                found[name.removeprefix("bert.")] = file.get_tensor(name)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is cut off, or no safetensors file ({error}); copy it again") from error
     return found
 
 
@@ -105,7 +109,6 @@ def write_sentence_encoder(folder: Path, path: Path) -> None:
 
     Raises ValueError, with what was found, for a folder without one, or for a model that is built otherwise.
     """
-    import onnx
     from onnx import TensorProto, helper
 
     try:
@@ -141,11 +144,4 @@ def write_sentence_encoder(folder: Path, path: Path) -> None:
     graph.nodes.append(helper.make_node("Identity", [vector], ["vector"]))
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["n", "t"]) for name in ("ids", "mask")]
     output = helper.make_tensor_value_info("vector", TensorProto.FLOAT, ["n", config["hidden_size"]])
-    made = helper.make_model(
-        helper.make_graph(graph.nodes, "sentence encoder", inputs, [output], graph.constants),
-        opset_imports=[helper.make_opsetid("", 18)],
-        ir_version=9,
-        producer_name="shortlist",
-    )
-    onnx.checker.check_model(made)
-    path.write_bytes(made.SerializeToString(deterministic=True))
+    write_graph(helper.make_graph(graph.nodes, "sentence encoder", inputs, [output], graph.constants), path)
