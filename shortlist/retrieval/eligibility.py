@@ -13,6 +13,7 @@ from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Query
 from shortlist.pipeline.stages import Filter
 from shortlist.retrieval.catalogue import Catalogue, Items
+from shortlist.retrieval.postings import Postings
 
 Mask = NDArray[np.bool_]
 ALLOWED = "where"
@@ -70,18 +71,18 @@ class Where:
     def allowed(self, query: Query) -> Mask:
         """True for each item of the catalogue that is meant."""
         position, size = self.catalogue.table.position, len(self.catalogue)
-        mask = np.ones(size, np.bool_)
-        for name, values in query.where.items():
-            postings = self.catalogue.postings(name)
-            mask &= postings.mask(postings.values_for(values), size, position)
-        return mask
+        return self._all_of(query, size, lambda postings, values: postings.mask(values, size, position))
 
     def keep(self, query: Query, candidates: Candidates) -> Mask:
         """True for what is meant, as of now."""
-        mask = np.ones(len(candidates), np.bool_)
+        return self._all_of(query, len(candidates), lambda postings, values: postings.holds(candidates.items, values))
+
+    def _all_of(self, query: Query, size: int, meant: Callable[[Postings, NDArray[Any]], Mask]) -> Mask:
+        """True where every attribute that the query names has one of the values that it names."""
+        mask = np.ones(size, np.bool_)
         for name, values in query.where.items():
             postings = self.catalogue.postings(name)
-            mask &= postings.holds(candidates.items, postings.values_for(values))
+            mask &= meant(postings, postings.values_for(values))
         return mask
 
 
