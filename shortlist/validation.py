@@ -14,14 +14,15 @@ from typing import Any
 
 from shortlist.events.labels import Labels, ObservedPositives
 from shortlist.events.schema import RESERVED, VALUE_TYPES, Entity, EventSchema, value_type
-from shortlist.features.definitions import Aggregate, Feature, Grouped, Impression, Stream
+from shortlist.features.definitions import Feature, Grouped, Impression, Stream
 from shortlist.features.problems import problems as feature_problems
 from shortlist.framing.durations import duration_ms
 from shortlist.framing.objective import Constraints, Guardrail, Objective
-from shortlist.framing.problems import Problem, nearest
+from shortlist.framing.problems import Problem, describe, nearest
 from shortlist.project import Project
 from shortlist.ranking.problems import ranker_problems
 from shortlist.ranking.specs import RankerSpec
+from shortlist.retrieval.problems import source_problems
 from shortlist.retrieval.specs import HistorySpec, MatrixFactorisation, TwoTower
 from shortlist.slate.problems import Declared, slate_problems
 
@@ -321,10 +322,8 @@ def of_parts(project: Unbelieved) -> Iterator[Problem]:
                 yield Problem(project.place, f"{role} holds {describe(part)}", f"expected {EXAMPLES[role]}")
             elif name in seen:
                 yield Problem(project.place, f"{role} holds {name!r} twice", 'give one another name: name="..."')
-            elif isinstance(part, TwoTower):
-                yield from of_two_tower(project, part)
-            elif isinstance(part, MatrixFactorisation | HistorySpec):
-                yield from of_history(project, part)
+            elif isinstance(part, TwoTower | MatrixFactorisation | HistorySpec):
+                yield from source_problems(part, project.user, project.item, project.context, project.place)
             elif isinstance(part, RankerSpec):
                 proxies = project.objective.proxies if isinstance(project.objective, Objective) else {}
                 yield from ranker_problems(part, proxies, project.place)
@@ -338,58 +337,6 @@ def of_slate(project: Unbelieved) -> Iterator[Problem]:
         with_vectors = [part_name(part) for part in project.sources if hasattr(part, "dimensions")]
         declared = Declared(project.item.attributes, names, with_vectors, project.place)
         yield from slate_problems(project.slate, declared)
-
-
-def of_history(project: Unbelieved, source: TwoTower | MatrixFactorisation | HistorySpec) -> Iterator[Problem]:
-    """A source's history is a list of the user's items."""
-    history: Unbelieved = source.history
-    user, item = project.user, project.item
-    if not isinstance(user, Entity) or not isinstance(item, Entity):
-        return
-    wanted = f"expected the user's last items: EVENT.by({user.name}).last({item.name!r}, 50)"
-    if not isinstance(history, Aggregate):
-        yield Problem(project.place, f"{source.name}'s history is {describe(history)}", wanted)
-    elif (history.operation, history.by, history.value) != ("last_n", (user.name,), item.name):
-        yield Problem(history.place, f"{source.name}'s history is {history.name}", wanted)
-
-
-def of_two_tower(project: Unbelieved, towers: TwoTower) -> Iterator[Problem]:
-    """A history of the user's items, and attributes and context values that are declared."""
-    yield from of_history(project, towers)
-    yield from of_text_encoder(project, towers)
-    user, item = project.user, project.item
-    if not isinstance(user, Entity) or not isinstance(item, Entity):
-        return
-    for what, names, known in (
-        (f"attribute of {user.name}", towers.user_attributes, user.attributes),
-        (f"attribute of {item.name}", towers.item_attributes, item.attributes),
-        (f"text of {item.name}", towers.item_text, texts_of(item)),
-        ("context value", towers.context, project.context),
-    ):
-        if isinstance(names, str):
-            yield Problem(project.place, f"{towers.name} names {what} as {names!r}", f"expected a list: ({names!r},)")
-            continue
-        for name in names:
-            if name not in known:
-                yield Problem(project.place, f"{towers.name} names the {what} {name!r}", nearest(str(name), known))
-
-
-def of_text_encoder(project: Unbelieved, towers: TwoTower) -> Iterator[Problem]:
-    """A text encoder is a folder, and reads something."""
-    encoder: Unbelieved = towers.text_encoder
-    if encoder is None:
-        return
-    what = f"{towers.name} has the text encoder {encoder!r}"
-    if not isinstance(encoder, str):
-        yield Problem(project.place, what, "expected the path of a folder")
-    elif not towers.item_text:
-        yield Problem(project.place, f"{what} and nothing for it to read", "name attributes in item_text")
-
-
-def texts_of(entity: Entity) -> list[str]:
-    """The attributes that have words."""
-    types = {name: value_type(declared) for name, declared in entity.attributes.items()}
-    return [name for name, known in types.items() if known and known[0] in ("str", "list[str]")]
 
 
 EXAMPLES = {
@@ -423,12 +370,3 @@ def of_type(place: str, what: str, declared: Any) -> Iterator[Problem]:
 def is_number(value: Any) -> bool:
     """Whether the value is a finite number (and no bool)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def describe(value: Any) -> str:
-    """A value in an error message: its type, and itself where that is short."""
-    if value is None:
-        return "None"
-    written = repr(value)
-    kind = type(value).__name__
-    return f"{kind} {written}" if len(written) <= 40 and kind not in written else kind

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 PACKAGE = str(Path(__file__).parents[1] / "_")[:-1]
 PROJECTS = tuple(f"{PACKAGE}{folder}" for folder in ("simulation", "templates"))
@@ -52,3 +53,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if match:
         return f"did you mean {match[0]!r}?"
     return f"known: {', '.join(names[:12])}" if names else "none is declared"
+
+
+def describe(value: Any) -> str:
+    """A value in an error message: its type, and itself where that is short."""
+    if value is None:
+        return "None"
+    written = repr(value)
+    kind = type(value).__name__
+    return f"{kind} {written}" if len(written) <= 40 and kind not in written else kind

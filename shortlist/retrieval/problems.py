@@ -1,0 +1,73 @@
+"""What can be wrong with a declared source that learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from shortlist.events.schema import Entity, value_type
+from shortlist.features.definitions import Aggregate
+from shortlist.framing.problems import Problem, describe, nearest
+from shortlist.retrieval.specs import HistorySpec, MatrixFactorisation, TwoTower
+
+Unbelieved = Any
+"""A declaration as the user wrote it: its annotations are hopes."""
+
+
+def source_problems(
+    source: TwoTower | MatrixFactorisation | HistorySpec, user: Unbelieved, item: Unbelieved, context: Any, place: str
+) -> Iterator[Problem]:
+    """A history of the user's items, and attributes and context values that are declared."""
+    known = isinstance(user, Entity) and isinstance(item, Entity)
+    if known:
+        yield from _of_history(source, user, item, place)
+    if isinstance(source, TwoTower):
+        yield from _of_text_encoder(source, place)
+        if known:
+            yield from _of_names(source, user, item, context, place)
+
+
+def _of_history(
+    source: TwoTower | MatrixFactorisation | HistorySpec, user: Entity, item: Entity, place: str
+) -> Iterator[Problem]:
+    """A source's history is a list of the user's items."""
+    history: Unbelieved = source.history
+    wanted = f"expected the user's last items: EVENT.by({user.name}).last({item.name!r}, 50)"
+    if not isinstance(history, Aggregate):
+        yield Problem(place, f"{source.name}'s history is {describe(history)}", wanted)
+    elif (history.operation, history.by, history.value) != ("last_n", (user.name,), item.name):
+        yield Problem(history.place, f"{source.name}'s history is {history.name}", wanted)
+
+
+def _of_names(towers: TwoTower, user: Entity, item: Entity, context: Any, place: str) -> Iterator[Problem]:
+    """What towers look at is declared."""
+    for what, names, known in (
+        (f"attribute of {user.name}", towers.user_attributes, user.attributes),
+        (f"attribute of {item.name}", towers.item_attributes, item.attributes),
+        (f"text of {item.name}", towers.item_text, _texts_of(item)),
+        ("context value", towers.context, context),
+    ):
+        if isinstance(names, str):
+            yield Problem(place, f"{towers.name} names {what} as {names!r}", f"expected a list: ({names!r},)")
+            continue
+        for name in names:
+            if name not in known:
+                yield Problem(place, f"{towers.name} names the {what} {name!r}", nearest(str(name), known))
+
+
+def _of_text_encoder(towers: TwoTower, place: str) -> Iterator[Problem]:
+    """A text encoder is a folder, and reads something."""
+    encoder: Unbelieved = towers.text_encoder
+    if encoder is None:
+        return
+    what = f"{towers.name} has the text encoder {encoder!r}"
+    if not isinstance(encoder, str):
+        yield Problem(place, what, "expected the path of a folder")
+    elif not towers.item_text:
+        yield Problem(place, f"{what} and nothing for it to read", "name attributes in item_text")
+
+
+def _texts_of(entity: Entity) -> list[str]:
+    """The attributes that have words."""
+    types = {name: value_type(declared) for name, declared in entity.attributes.items()}
+    return [name for name, known in types.items() if known and known[0] in ("str", "list[str]")]
