@@ -6,7 +6,6 @@ out; columns that were declared later read as null.
 
 from __future__ import annotations
 
-import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from shortlist.durable import write_durably
 from shortlist.events.batch import KIND_TYPE, Batch
 from shortlist.events.log import LogCorruptError, LogError
 
@@ -112,25 +112,6 @@ def write_part(folder: Path, table: pa.Table, first: int) -> Stored:
     part = Stored(first, len(table), zlib.crc32(data), data.size)
     write_durably(folder / part.name, data)
     return part
-
-
-def write_durably(path: Path, data: bytes | memoryview) -> None:
-    """Write a file aside, flush it, rename it into place and flush the folder: it is there whole, or not at all."""
-    aside = path.with_name(path.name + ".tmp")
-    try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def read_part(folder: Path, part: Stored, schema: pa.Schema) -> Batch:

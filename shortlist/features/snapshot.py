@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from shortlist.durable import flush
 from shortlist.features.entities import Attribute, Names
 from shortlist.features.hashing import hash_strings
 from shortlist.features.index import KeyIndex
@@ -112,11 +113,7 @@ def write(path: Path, content: Content) -> None:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    flush(path.parent)
 
 
 def load(path: Path, fingerprint: str) -> Content:

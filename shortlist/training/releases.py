@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from shortlist.durable import flush, write_durably
 from shortlist.framing.objective import Guardrail
 
 FORMAT = 1
@@ -194,17 +195,17 @@ class Registry:
         `manifest.files` is filled in here. Raises ReleaseError when the disk refuses; nothing is published then.
         """
         try:
-            complete = replace(manifest, files=_hash_and_sync(draft))
+            complete = replace(manifest, files=_hash_and_flush(draft))
             target = self.directory / complete.version
-            _write(draft / MANIFEST, json.dumps(asdict(complete), indent=1, sort_keys=True, allow_nan=False).encode())
-            _write(draft / CREATED, json.dumps({"at": int(time.time() * 1000), **(created or {})}, indent=1).encode())
-            _sync(draft)
+            content = json.dumps(asdict(complete), indent=1, sort_keys=True, allow_nan=False)
+            write_durably(draft / MANIFEST, content.encode())
+            write_durably(draft / CREATED, json.dumps({"at": _now(), **(created or {})}, indent=1).encode())
             with self._locked():
                 if not _intact(target):
                     if target.exists():
                         target.rename(draft.with_name(f"{draft.name}-damaged"))
                     draft.rename(target)
-                    _sync(self.directory)
+                    flush(self.directory)
                 self._prune(complete.version)
         except OSError as error:
             raise ReleaseError(f"{self.directory}: could not publish ({error}); nothing was published") from error
@@ -256,10 +257,7 @@ class Registry:
             return self._point(Pointer(target.version, previous, (*now.history, entry)))
 
     def _point(self, pointer: Pointer) -> Pointer:
-        aside = self.directory / f".{POINTER}"
-        _write(aside, json.dumps(asdict(pointer), indent=1).encode())
-        aside.replace(self.directory / POINTER)
-        _sync(self.directory)
+        write_durably(self.directory / POINTER, json.dumps(asdict(pointer), indent=1).encode())
         return pointer
 
     @contextmanager
@@ -352,14 +350,14 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def _hash_and_sync(draft: Path) -> dict[str, str]:
+def _hash_and_flush(draft: Path) -> dict[str, str]:
     found = {}
     for path in sorted(draft.rglob("*")):
         if path.is_dir():
-            _sync(path)
+            flush(path)
         elif path.name not in (MANIFEST, CREATED) or path.parent != draft:
             found[path.relative_to(draft).as_posix()] = _sha256(path)
-            _sync(path)
+            flush(path)
     return found
 
 
@@ -371,21 +369,6 @@ def _sha256(path: Path) -> str:
 def _json(value: Any) -> bytes:
     """One spelling per value: sorted names, no spaces, shortest floats."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _created(directory: Path) -> dict[str, Any]:
