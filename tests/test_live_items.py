@@ -210,6 +210,31 @@ def test_much_at_once_is_worked_off_behind_the_requests(directory: Path) -> None
     assert world.score("f2000") > 0.25 > 0.0 > world.score("f2001")
 
 
+def test_beside_requests_changes_are_looked_for_seldom_and_new_items_at_once(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_items, "LEISURE", 1e9)
+    worlds = World(directory, behind=True), World(directory)
+    for world in worlds:
+        world.add(described(1_000), described(1_002))
+        assert world.score("f1000") > 0.25
+        world.add(described(1_001, film="f1000"))
+    assert worlds[0].score("f1000") > 0.25 > 0.0 > worlds[1].score("f1000")
+    worlds[0].add(described(1_003))
+    assert worlds[0].score("f1000") < 0.0
+
+
+def test_beside_requests_a_change_shows_soon(directory: Path) -> None:
+    world = World(directory, behind=True)
+    world.add(described(1_000))
+    assert world.score("f1000") > 0.25
+    world.add(described(1_001, film="f1000"))
+    deadline = time.monotonic() + 10
+    while world.score("f1000") > 0.0:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_there_is_an_end_to_what_is_taken_in(
     directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

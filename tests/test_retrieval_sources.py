@@ -166,6 +166,28 @@ def test_behind_the_scenes_counts_are_renewed_without_a_wait(world: World) -> No
         time.sleep(0.01)
 
 
+def test_behind_the_scenes_counts_that_take_long_are_renewed_seldom(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, read, reads = world.popular(1, filters=False, refresh_ms=100, behind=True), world.table.read, []
+
+    def slow(*arguments: Any, **rest: Any) -> Any:
+        reads.append(arguments)
+        time.sleep(0.1)
+        return read(*arguments, **rest)
+
+    monkeypatch.setattr(world.table, "read", slow)
+    source.propose(ask())
+    world.add(*(watched(f"u{n}", "hit") for n in range(9)))
+    assert world.names(source.propose(ask(now=101 * DAY + 4_000))) == ["good"]  # a tenth of a second is good for five
+    time.sleep(0.3)
+    assert len(reads) == 1
+    deadline = time.monotonic() + 10
+    while world.names(source.propose(ask(now=101 * DAY + 30_000))) != ["hit"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_counting_in_portions_counts_everything_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(popular, "PORTION", 2)
     source = world.popular(3, filters=False, refresh_ms=5_000, behind=True)

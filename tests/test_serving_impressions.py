@@ -46,6 +46,32 @@ def test_everything_that_was_shown_is_written_before_the_end() -> None:
     assert counts == {"logged": 4_000}
 
 
+def test_slates_that_come_one_after_the_other_are_written_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GATHER_SECONDS", 60.0)
+    log, sizes = MemoryLog(project().schemas), []
+    log.subscribe(lambda batch: sizes.append(len(batch)))
+    one, _ = writer(log)
+    one.start()
+    for number in range(5):
+        one.observe(*shown(number))
+        time.sleep(0.02)
+    assert sizes == []
+    one.stop(20)  # who stops does not wait for others
+    assert sizes == [10]
+
+
+def test_a_slate_alone_is_written_soon() -> None:
+    log = MemoryLog(project().schemas)
+    one, _ = writer(log)
+    one.start()
+    one.observe(*shown(1))
+    deadline = time.monotonic() + 10
+    while log.position < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    one.stop(10)
+
+
 def test_a_slate_becomes_one_event_per_position() -> None:
     log = MemoryLog(project().schemas)
     one, _ = writer(log)
