@@ -93,7 +93,9 @@ def ours(vectors: Vectors, held_out: Vectors, queries: Vectors, truth: Rows) -> 
     index = build_index(vectors, held_out, k=K, progress=lambda step, _: print(f"  {step}", flush=True))
     built = time.perf_counter() - start
     faiss.omp_set_num_threads(1)
-    bare_index: Any = index.flat if index.codes is None else faiss.IndexRefine(index.codes, index.flat)
+    flat: Any = faiss.IndexFlatIP(vectors.shape[1])
+    flat.add(vectors)
+    bare_index: Any = flat if index.codes is None else faiss.IndexRefine(index.codes, flat)
     if index.codes is not None:
         bare_index.k_factor = index.factor
     for query in queries[:20]:

@@ -50,7 +50,7 @@ def test_codes_reach_the_recall_that_was_asked_for(coded: Index) -> None:
     found, scores = coded.search(queries, 50)
     true = brute_force(vectors, queries, 50)
     assert np.mean([np.isin(row, own).mean() for row, own in zip(found, true, strict=True)]) > 0.97
-    assert np.allclose(scores, np.take_along_axis(queries @ vectors.T, found.astype(np.int64), axis=1), atol=1e-5)
+    assert np.allclose(scores, np.take_along_axis(queries @ vectors.T, found.astype(np.int64), axis=1), atol=2e-4)
     assert (np.diff(scores, axis=1) <= 0).all()
 
 
@@ -92,14 +92,16 @@ def test_the_least_refining_that_is_enough_is_found() -> None:
     vectors, queries = (rng.standard_normal((n, 256), dtype=np.float32) for n in (5_000, 50))
     exact = Index.exact(vectors)
     worst = exact.search(queries, 20)[1][:, -1:]
-    by_target = {target: climb(Code(64), exact, queries, worst, 20, target, seed=0) for target in (0.1, 0.7, 0.8, 2.0)}
+    by_target = {
+        target: climb(Code(64), vectors, vectors, queries, worst, 20, target, seed=0) for target in (0.1, 0.7, 0.8, 2.0)
+    }
     assert by_target[0.1].factor == FACTORS[0]
     assert by_target[2.0].factor == FACTORS[-1]
     for target in (0.7, 0.8):
         rung = by_target[target]
         assert target <= rung.surely < rung.recall
         assert rung.factor > FACTORS[0]
-        less = Index(exact.flat, rung.codes, FACTORS[FACTORS.index(rung.factor) - 1])
+        less = Index(vectors, rung.codes, FACTORS[FACTORS.index(rung.factor) - 1])
         assert recall_of(less.search(queries, 20)[1], worst)[1] < target
 
 
@@ -110,7 +112,7 @@ def found_among(index: Index, queries: Vectors, k: int, mask: np.ndarray[tuple[i
     assert mask[rows].all()
     assert (np.diff(scores, axis=1) <= 0).all()
     own = np.flatnonzero(mask)
-    true = own[brute_force(index.vectors[own], queries, k)]
+    true = own[brute_force(index.vectors_of(own.astype(np.int32)), queries, k)]
     assert all(len(set(row.tolist())) == len(row) for row in rows)
     return float(np.mean([np.isin(right, row).mean() for row, right in zip(rows, true, strict=True)]))
 
@@ -140,7 +142,7 @@ def test_what_may_be_found_is_found_where_it_is_far_from_the_query(
 
 def test_few_rows_are_compared_and_many_are_found_by_their_codes() -> None:
     """A million vectors of 256 dimensions, 500 of them wanted: what the model of costs makes of it."""
-    index = Index(Index.exact(np.zeros((1, 256), np.float32)).flat, factor=10, facts={"parts": 64})
+    index = Index(np.zeros((1, 256), np.float32), factor=10, facts={"parts": 64})
     index._n = 1_000_000
     for share, by_codes in ((0.001, False), (0.01, False), (0.1, True), (0.5, True), (1.0, True)):
         cheaper = index.cost_by_codes(share, 500 * 10) < costs.compare(int(1_000_000 * share), 256)
@@ -210,7 +212,7 @@ def test_what_was_saved_is_loaded(coded: Index, tmp_path: Path) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(loaded.search(queries, 9), coded.search(queries, 9), strict=True))
     assert np.array_equal(loaded.vectors, coded.vectors)
     assert (loaded.rung, loaded.recall, loaded.memory_bytes) == (coded.rung, coded.recall, coded.memory_bytes)
-    assert loaded.memory_bytes >= 20_000 * 48 * 4
+    assert loaded.memory_bytes >= 20_000 * 48 * 2
 
 
 @pytest.mark.parametrize("name", [VECTORS, CODES, FACTS])
@@ -227,3 +229,22 @@ def test_a_damaged_file_is_refused_by_name(coded: Index, tmp_path: Path, name: s
         (tmp_path / name).write_bytes({"cut": content[:-100], "changed": changed, "empty": b""}[damage])
     with pytest.raises(ValueError, match=str(tmp_path)):
         Index.load(tmp_path)
+
+
+@pytest.mark.parametrize(("factor", "kept"), [(1.0, np.float16), (1e6, np.float32), (1e-6, np.float32)])
+def test_vectors_are_halved_where_halves_hold_them(factor: float, kept: type) -> None:
+    vectors = clustered(4_000, 32) * np.float32(factor)
+    index = build_index(vectors, k=20, exact_below=0)
+    assert index.vectors.dtype == kept
+    assert index.reached
+    rows = np.array([3, 3_999, 0, 7], np.int32)
+    query = clustered(1, 32, seed=5)[0]
+    assert np.allclose(index.vectors_of(rows), vectors[rows], rtol=1e-3, atol=1e-4 * factor)
+    assert np.allclose(index.products(query, rows), index.vectors_of(rows) @ query, atol=1e-6 * factor)
+
+
+def test_what_halves_find_is_judged_by_exact_products() -> None:
+    """Halves of coarse steps put others in front: that is less recall, whatever products the halves themselves have."""
+    rng = np.random.default_rng(0)
+    vectors = np.float32(1.0) + np.float32(4e-4) * rng.standard_normal((3_000, 16), dtype=np.float32)
+    assert build_index(vectors, k=20, exact_below=0, target=0.99).recall < 0.9

@@ -1,4 +1,7 @@
-"""Which vectors are nearest? An index by inner product: exact, or codes with exact refinement (see `ladder`).
+"""Which vectors are nearest? An index by inner product: exact, or codes with refinement (see `ladder`).
+
+An index with codes keeps the vectors themselves as half floats, where these hold them: what refines is read from
+memory, row by row, and that takes half the time. They are then the vectors, in training as when serving.
 
 Where only some rows may be found, few of them are compared exactly, one by one. Of many, the codes find as many
 candidates as hold enough of them, which is looked at and not assumed: those that may be found can lie anywhere. What
@@ -20,9 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shortlist.retrieval import costs
+from shortlist.retrieval.products import Kept, products
 
 Vectors = NDArray[np.float32]
 Rows = NDArray[np.int32]
+
 Mask = NDArray[np.bool_]
 
 VECTORS, CODES, FACTS = "vectors.npy", "codes.faiss", "index.json"
@@ -48,19 +53,18 @@ class Among:
 
 
 class Index:
-    """Vectors, shape (n, d), to be searched by inner product: exactly, or by codes and exact refinement.
+    """Vectors, shape (n, d), to be searched by inner product: exactly, or by codes and refinement.
 
-    `recall` is recall@k as measured when it was built (1 where the search is exact), `reached` whether that is the
-    target. Searches from several threads are fine. Memory: 4nd bytes, and np/2 for codes of p parts.
+    `vectors` are the index's own memory, not to be written to. `recall` is recall@k as measured when it was built (1
+    where the search is exact), `reached` whether that is the target. Searches from several threads are fine. Memory:
+    4nd bytes (2nd as halves), and np/2 for codes of p parts.
     """
 
-    def __init__(self, flat: Any, codes: Any = None, factor: int = 1, facts: Mapping[str, Any] | None = None) -> None:
-        self.flat, self.codes, self.factor = flat, codes, factor
-        self._n = int(flat.ntotal)
-        self._refined: Any = None
-        if codes is not None:
-            self._refined = faiss.IndexRefine(codes, flat)
-            self._refined.k_factor = factor
+    def __init__(
+        self, vectors: Kept, codes: Any = None, factor: int = 1, facts: Mapping[str, Any] | None = None
+    ) -> None:
+        self.vectors, self.codes, self.factor = vectors, codes, factor
+        self._n = len(vectors)
         self.facts: dict[str, Any] = {
             "rung": "exact",
             "recall": 1.0,
@@ -73,9 +77,7 @@ class Index:
     @classmethod
     def exact(cls, vectors: Vectors) -> Index:
         """An index that compares a query with every vector."""
-        flat = faiss.IndexFlatIP(vectors.shape[1])
-        flat.add(vectors)
-        return cls(flat)
+        return cls(np.ascontiguousarray(vectors, np.float32))
 
     def __len__(self) -> int:
         return self._n
@@ -83,7 +85,7 @@ class Index:
     @property
     def dimensions(self) -> int:
         """d."""
-        return int(self.flat.d)
+        return int(self.vectors.shape[1])
 
     @property
     def rung(self) -> str:
@@ -103,15 +105,15 @@ class Index:
     @property
     def memory_bytes(self) -> int:
         """What the vectors and their codes take."""
-        return 4 * len(self) * self.dimensions + len(self) * int(self.facts["parts"]) // 2
+        return self.vectors.nbytes + len(self) * int(self.facts["parts"]) // 2
 
-    @property
-    def vectors(self) -> Vectors:
-        """Every vector, shape (n, d): the index's own memory, not to be written to."""
-        if not len(self):
-            return np.empty((0, self.dimensions), np.float32)
-        kept: Vectors = faiss.rev_swig_ptr(self.flat.get_xb(), len(self) * self.dimensions)
-        return kept.reshape(len(self), self.dimensions)
+    def vectors_of(self, rows: Rows) -> Vectors:
+        """The vectors of some rows, shape (m, d)."""
+        return self.vectors[rows].astype(np.float32, copy=False)
+
+    def products(self, query: Vectors, rows: Rows) -> Vectors:
+        """The product of the query, shape (d,), with the vector of each of some rows."""
+        return products(self.vectors, rows, query)
 
     def search(self, queries: Vectors, k: int, among: Among | None = None) -> tuple[Rows, Vectors]:
         """The rows of the best `min(k, n)` vectors of each query and their inner products, best first.
@@ -125,22 +127,28 @@ class Index:
             return np.empty((*queries.shape[:-1], max(k, 0)), np.int32), np.empty(
                 (*queries.shape[:-1], max(k, 0)), np.float32
             )
-        rows: NDArray[np.integer[Any]]
-        if among is None:
-            scores, rows = self._search(batch, k)
-        else:
+        if among is not None:
             found = [self._search_among(query, k, among) for query in batch]
-            scores, rows = np.stack([one[0] for one in found]), np.stack([one[1] for one in found])
-        narrow = rows.astype(np.int32, copy=False)
-        return (narrow, scores) if queries.ndim == 2 else (narrow[0], scores[0])
+        elif self.codes is None:
+            scores, rows = faiss.knn(batch, np.asarray(self.vectors, np.float32), k, faiss.METRIC_INNER_PRODUCT)
+            found = list(zip(scores, rows.astype(np.int32), strict=True))
+        elif k * self.factor <= self._n:
+            near = self.codes.search(batch, k * self.factor)[1].astype(np.int32)
+            found = [self._refined(query, one, k) for query, one in zip(batch, near, strict=True)]
+        else:
+            found = [self.best(query, self._every, k) for query in batch]
+        if queries.ndim == 1:
+            return found[0][1], found[0][0]
+        return np.stack([one[1] for one in found]), np.stack([one[0] for one in found])
 
-    def _search(self, batch: Vectors, k: int) -> tuple[Vectors, NDArray[np.int64]]:
-        found: tuple[Vectors, NDArray[np.int64]] | None = None
-        if self._refined is not None and k * self.factor <= self._n:
-            found = self._refined.search(batch, k)
-        if found is None or found[1][:, -1].min() < 0:  # codes that all tie can leave places empty
-            found = self.flat.search(batch, k)
-        return found
+    @property
+    def _every(self) -> Rows:
+        return np.arange(self._n, dtype=np.int32)
+
+    def _refined(self, query: Vectors, near: Rows, k: int) -> tuple[Vectors, Rows]:
+        """The best of what the codes found; codes that all tie can leave places empty."""
+        near = near[near >= 0]
+        return self.best(query, near if len(near) >= k else self._every, k)
 
     def _search_among(self, query: Vectors, k: int, among: Among) -> tuple[Vectors, Rows]:
         """One query; the codes look ever further until what they found holds enough, while that is cheaper."""
@@ -166,15 +174,10 @@ class Index:
         return costs.scan(self._n, parts) + costs.sift(int(look)) + costs.refine(wanted, self.dimensions)
 
     def best(self, query: Vectors, rows: Rows, k: int) -> tuple[Vectors, Rows]:
-        """The exact products of some rows, the best `k` of them, and these rows; best first, ties as given."""
-        products, labels = np.empty(len(rows), np.float32), rows.astype(np.int64)
-        if not len(rows):
-            return products, rows
-        self.flat.compute_distance_subset(
-            1, faiss.swig_ptr(query), len(rows), faiss.swig_ptr(products), faiss.swig_ptr(labels)
-        )
-        chosen = greatest(products, k)
-        return products[chosen], rows[chosen]
+        """The products of some rows, the best `k` of them, and these rows; best first, ties as given."""
+        scores = self.products(query, rows)
+        chosen = greatest(scores, k)
+        return scores[chosen], rows[chosen]
 
     def save(self, directory: Path) -> None:
         """Write the vectors, their codes and what is known of them; nothing in there can execute code."""
@@ -194,32 +197,30 @@ class Index:
             for name, expected in facts["crc32"].items():
                 if name not in (VECTORS, CODES) or checksum(directory / name) != expected:
                     raise ValueError(f"{directory / name} is not what was written: its checksum differs")
-            flat = read_flat(directory / VECTORS, facts["n"], facts["dimensions"])
+            vectors = read_vectors(directory / VECTORS, facts["n"], facts["dimensions"])
             codes = faiss.read_index(str(directory / CODES)) if CODES in facts["crc32"] else None
         except (OSError, KeyError, TypeError, AttributeError, RuntimeError, json.JSONDecodeError) as error:
             raise ValueError(f"the index in {directory} cannot be read ({error}); train again") from error
         held = {name: value for name, value in facts.items() if name not in WRITTEN}
-        return cls(flat, codes, int(facts["factor"]), held)
+        return cls(vectors, codes, int(facts["factor"]), held)
 
 
-def read_flat(path: Path, n: int, dimensions: int) -> Any:
-    """The exact index of the vectors in a file, read right into its memory: no copy, and no wait for who searches."""
+def read_vectors(path: Path, n: int, dimensions: int) -> Kept:
+    """The vectors in a file, read bit by bit, so that nobody who searches waits."""
     held = np.load(path, mmap_mode="r", allow_pickle=False)
-    if held.shape != (n, dimensions) or held.dtype != np.float32 or not held.flags.c_contiguous:
+    if held.shape != (n, dimensions) or held.dtype not in (np.float16, np.float32) or not held.flags.c_contiguous:
         raise ValueError(f"{path} holds {held.dtype}{held.shape}, expected {n} rows")
-    flat: Any = faiss.IndexFlatIP(dimensions)
+    vectors: Kept = np.empty(held.shape, held.dtype)
     if not held.size:
-        return flat
-    flat.codes.resize(held.nbytes)
-    flat.ntotal = n
-    memory: Any = faiss.rev_swig_ptr(flat.get_xb(), held.size).view(np.uint8)
+        return vectors
+    memory = vectors.reshape(-1).view(np.uint8)
     with path.open("rb", buffering=0) as file:
         file.seek(held.offset)
         for start in range(0, len(memory), AT_ONCE):
             part: memoryview = memory[start : start + AT_ONCE].data
             if file.readinto(part) != len(part):
                 raise ValueError(f"{path} is cut short")
-    return flat
+    return vectors
 
 
 def greatest(products: NDArray[np.floating[Any]], k: int) -> NDArray[np.intp]:

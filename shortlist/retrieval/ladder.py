@@ -2,8 +2,8 @@
 
 Below 50,000 vectors the search is exact. Above, the build climbs a ladder of codes: Faiss' 4-bit product quantisation
 with fast scan (André, Kermarrec, Le Scouarnec, Quicker ADC, 2019; Jégou et al., 2011) finds k times a *refine factor*
-of candidates, and their exact products put them in order. Recall@k is measured on held-out queries against exact
-search, and the cheapest rung that reaches the target, surely and not by the luck of the queries, stays.
+of candidates, and their products as half floats put them in order. Recall@k is measured on held-out queries against
+exact search, and the cheapest rung that reaches the target, surely and not by the luck of the queries, stays.
 
 Learned vectors have few directions that matter, so most rungs first project onto the principal ones, and then rotate
 these at random so that every 4-bit number bears the same load: one number each, and no bits for what is noise.
@@ -24,6 +24,7 @@ import numpy as np
 
 from shortlist.retrieval import costs
 from shortlist.retrieval.index import Index, Vectors
+from shortlist.retrieval.products import Kept, halved, products
 
 Progress = Callable[[str, float], None]
 """Told the step that runs and the share of it that is done, from 0 to 1."""
@@ -110,7 +111,7 @@ def build_index(
     given = near(vectors, rng) if queries is None or not len(queries) else queries
     asked = np.ascontiguousarray(given[np.sort(rng.permutation(len(given))[:QUERIES])], np.float32)
     progress("exact search of held-out queries", 0.0)
-    worst = exact.search(asked, k)[1][:, -1:]
+    worst, kept = exact.search(asked, k)[1][:, -1:], halved(vectors)
     best: Rung | None = None
     possible = [code for code in LADDER if not code.projected or code.parts <= vectors.shape[1]]
     for number, code in enumerate(possible):
@@ -118,24 +119,30 @@ def build_index(
         if best is not None and best.surely >= target and best.cost < WORTH_BUILDING * least:
             continue
         progress(f"index {code}", number / len(possible))
-        best = better(best, climb(code, exact, asked, worst, k, target, seed), target)
+        best = better(best, climb(code, vectors, kept, asked, worst, k, target, seed), target)
     assert best is not None
     progress("index", 1.0)
     rung = f"{best.code}, refine {best.factor}"
     facts = {"rung": rung, "recall": best.recall, "target": target, "k": k, "parts": best.code.parts}
-    return Index(exact.flat, best.codes, best.factor, facts)
+    return Index(kept, best.codes, best.factor, facts)
 
 
-def climb(code: Code, exact: Index, asked: Vectors, worst: Vectors, k: int, target: float, seed: int) -> Rung:
-    """This code with the least refine factor that reaches the target, or with the greatest one."""
-    vectors = exact.vectors
+def climb(
+    code: Code, vectors: Vectors, kept: Kept, asked: Vectors, worst: Vectors, k: int, target: float, seed: int
+) -> Rung:
+    """This code with the least refine factor that reaches the target, or with the greatest one.
+
+    Vectors are `kept` to refine; what they find is judged by their exact products.
+    """
     chosen = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:TRAINED_ON])
     codes = code.train(vectors[chosen], seed)
     for block in blocks(vectors):
         codes.add(block)
 
     def measured(factor: int) -> tuple[float, float]:
-        return recall_of(Index(exact.flat, codes, factor).search(asked, k)[1], worst)
+        found = Index(kept, codes, factor).search(asked, k)[0]
+        true = [products(vectors, rows, query) for query, rows in zip(asked, found, strict=True)]
+        return recall_of(np.stack(true), worst)
 
     # more candidates never find less, so the least factor that is enough is found by bisection
     number = bisect_left(FACTORS, True, hi=len(FACTORS) - 1, key=lambda factor: measured(factor)[1] >= target)

@@ -10,16 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from shortlist.retrieval.index import Among, Index, Mask, Rows, Vectors, greatest
+from shortlist.retrieval.products import products
 
-KERNELS: Any = faiss
-"""With functions that its type stub leaves out."""
 ROOM = 256
 """Vectors that a block has room for at least."""
 
@@ -101,11 +98,23 @@ class LiveIndex:
         slots = state.slots[rows]
         inside = slots < 0
         if inside.all():
-            return self.index.vectors[rows]
+            return self.index.vectors_of(rows)
         vectors: Vectors = np.empty((len(rows), self.dimensions), np.float32)
-        vectors[inside] = self.index.vectors[rows[inside]]
+        vectors[inside] = self.index.vectors_of(rows[inside])
         vectors[~inside] = state.block[slots[~inside]]
         return vectors
+
+    def products(self, query: Vectors, rows: Rows) -> Vectors:
+        """The product of the query, shape (d,), with the vector of each of some rows, removed or not."""
+        state = self._state
+        slots = state.slots[rows]
+        inside = slots < 0
+        if inside.all():
+            return self.index.products(query, rows)
+        scores: Vectors = np.empty(len(rows), np.float32)
+        scores[inside] = self.index.products(query, rows[inside])
+        scores[~inside] = products(state.block, slots[~inside], query)
+        return scores
 
     def search(self, queries: Vectors, k: int, among: Among | None = None) -> tuple[Rows, Vectors]:
         """As `Index.search`; `among` judges rows that were added too."""
@@ -182,16 +191,6 @@ def merged(
     state: State, live: NDArray[np.intp], query: Vectors, k: int, rows: Rows, scores: Vectors
 ) -> tuple[Rows, Vectors]:
     """The best `k` of what the index found and of what is live in the block."""
-    products = np.empty(len(live), np.float32)
-    KERNELS.fvec_inner_products_by_idx(
-        faiss.swig_ptr(products),
-        faiss.swig_ptr(query),
-        faiss.swig_ptr(state.block),
-        faiss.swig_ptr(live),
-        state.block.shape[1],
-        1,
-        len(live),
-    )
-    everything = np.concatenate([scores, products])
+    everything = np.concatenate([scores, products(state.block, live.astype(np.int32), query)])
     best = greatest(everything, k)
     return np.concatenate([rows, state.rows[live]])[best], everything[best]

@@ -62,7 +62,7 @@ class TowerSource:
         behind: bool = False,
     ) -> None:
         self.name, self.towers, self.catalogue, self.user, self.quota = name, towers, catalogue, user, quota
-        self.filters = tuple(filters)
+        self.filters, self.columns = tuple(filters), (f"{name}_score",)
         self.items = LiveItems(towers, catalogue, item_tower, behind)
         users = catalogue.table.entities[user]
         self._attributes = tuple(column for column in towers.columns if column in users.attributes)
@@ -123,5 +123,5 @@ class TowerSource:
         rows, vector = self.items.alignment.rows_of(candidates.items), self.vector(query)
         scores = np.full(len(rows), np.nan)
         if vector.any():
-            scores[rows >= 0] = self.items.index.vectors_of(rows[rows >= 0]) @ vector
+            scores[rows >= 0] = self.items.index.products(vector, rows[rows >= 0])
         return candidates.describe({f"{self.name}_score": scores})

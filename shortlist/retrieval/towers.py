@@ -21,6 +21,7 @@ from shortlist.features.hashing import Hashes, hash_strings
 from shortlist.features.index import KeyIndex
 from shortlist.onnx_session import session_of
 from shortlist.retrieval.index import Index, Rows, Vectors
+from shortlist.retrieval.products import Kept
 
 AttributeColumn = NDArray[np.float64] | Ragged
 """Numbers (NaN = missing), or any number of hashed values per row."""
@@ -126,8 +127,8 @@ class Towers:
         return (*self.scalings, *self.categories)
 
     @property
-    def item_vectors(self) -> Vectors:
-        """Every item's vector, shape (items, dimensions), in the order of `items`."""
+    def item_vectors(self) -> Kept:
+        """Every item's vector, shape (items, dimensions), in the order of `items`, as the index keeps them."""
         return self.index.vectors
 
     def rows_of(self, hashes: Hashes) -> Rows:
