@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from shortlist.ranking.specs import BoostedTrees, DeepCross, LambdaMART, LogisticRegression
     from shortlist.retrieval.specs import (
         CoVisitation,
+        FactorizationMachine,
         Fresh,
         GraphFilter,
         LinearAutoencoder,
@@ -45,6 +46,7 @@ __all__ = [
     "EventType",
     "Exclude",
     "Explore",
+    "FactorizationMachine",
     "Fairness",
     "Fresh",
     "GraphFilter",
@@ -80,6 +82,7 @@ _HOMES = {
     "shortlist.ranking.specs": ("BoostedTrees", "DeepCross", "LambdaMART", "LogisticRegression"),
     "shortlist.retrieval.specs": (
         "CoVisitation",
+        "FactorizationMachine",
         "Fresh",
         "GraphFilter",
         "LinearAutoencoder",

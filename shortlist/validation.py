@@ -22,8 +22,7 @@ from shortlist.framing.problems import Problem, describe, nearest
 from shortlist.project import Project
 from shortlist.ranking.problems import ranker_problems
 from shortlist.ranking.specs import RankerSpec
-from shortlist.retrieval.problems import source_problems
-from shortlist.retrieval.specs import HistorySpec, MatrixFactorisation, TwoTower
+from shortlist.retrieval.problems import Learning, source_problems
 from shortlist.slate.problems import Declared, slate_problems
 
 Unbelieved = Any
@@ -322,7 +321,7 @@ def of_parts(project: Unbelieved) -> Iterator[Problem]:
                 yield Problem(project.place, f"{role} holds {describe(part)}", f"expected {EXAMPLES[role]}")
             elif name in seen:
                 yield Problem(project.place, f"{role} holds {name!r} twice", 'give one another name: name="..."')
-            elif isinstance(part, TwoTower | MatrixFactorisation | HistorySpec):
+            elif isinstance(part, Learning):
                 yield from source_problems(part, project.user, project.item, project.context, project.place)
             elif isinstance(part, RankerSpec):
                 proxies = project.objective.proxies if isinstance(project.objective, Objective) else {}

@@ -14,13 +14,15 @@ from threading import Lock, Thread
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
+from shortlist.features.entities import Entities
+from shortlist.features.hashing import Hashes
 from shortlist.giving_way import give_way
 from shortlist.retrieval.alignment import Alignment, Model
 from shortlist.retrieval.catalogue import Catalogue, Items
 from shortlist.retrieval.changes import Mark
-from shortlist.retrieval.index import Index, Rows
-from shortlist.retrieval.item_tower import ItemTower
+from shortlist.retrieval.index import Index, Rows, Vectors
 from shortlist.retrieval.live_index import LiveIndex
 
 logger = logging.getLogger(__name__)
@@ -31,8 +33,8 @@ LEISURE = 50
 """Times as long as looking for changes took that nobody looks again: it is to take a fiftieth of the time at most."""
 MOST = 50_000
 """Vectors beside the index, from which on no further ones are taken in: each of them is compared with every query."""
-AS_BEFORE = 0.999
-"""The product with its old vector from which on a vector of length 1 is left as it was."""
+AS_BEFORE = 0.002
+"""The squared distance from its old vector, by its squared length, up to which a vector is left as it was."""
 AVAILABLE = "available"
 
 
@@ -44,6 +46,17 @@ class IndexedModel(Model, Protocol):
         """The items' vectors, in the order of its rows."""
 
 
+class Describer(Protocol):
+    """What makes vectors of items by what is known of them: the item tower, or a model that does so itself."""
+
+    @property
+    def looks_at(self) -> tuple[str, ...]:
+        """The attributes that it looks at."""
+
+    def vectors(self, items: Entities, hashes: Hashes, positions: NDArray[np.int64] | None = None) -> Vectors:
+        """The vectors of items, new or not, as they are described now, or were at log `positions`."""
+
+
 class LiveItems:
     """Which row of the model is which item, and the index of the rows; `follow` brings them up to the catalogue.
 
@@ -52,7 +65,7 @@ class LiveItems:
     """
 
     def __init__(
-        self, model: IndexedModel, catalogue: Catalogue, tower: ItemTower | None = None, behind: bool = False
+        self, model: IndexedModel, catalogue: Catalogue, tower: Describer | None = None, behind: bool = False
     ) -> None:
         self.catalogue, self.behind = catalogue, behind
         self.tower = tower if tower is not None and tower.looks_at else None
@@ -122,7 +135,7 @@ class LiveItems:
         for items in blocks(np.unique(np.concatenate([described, *back]))):
             self._describe(items, self.alignment.rows_of(items))
 
-    def _add(self, items: Items, tower: ItemTower) -> None:
+    def _add(self, items: Items, tower: Describer) -> None:
         """Give items that the model does not know a vector."""
         if self._has_room(len(items)):
             vectors = tower.vectors(self.catalogue.entities, self.catalogue.hashes_of(items))
@@ -143,7 +156,7 @@ class LiveItems:
         now = before = self.index.vectors_of(rows)
         if self.tower is not None and len(items):
             now = self.tower.vectors(self.catalogue.entities, self.catalogue.hashes_of(items))
-        alike = np.einsum("nd,nd->n", before, now) >= AS_BEFORE * np.einsum("nd,nd->n", before, before)
+        alike = ((now - before) ** 2).sum(axis=1) <= AS_BEFORE * (before**2).sum(axis=1)
         moved = ~(alike & self.index.finds(rows))
         if moved.any() and self._has_room(int(np.count_nonzero(moved))):
             self.index.update(rows[moved], now[moved])

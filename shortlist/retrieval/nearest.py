@@ -15,20 +15,23 @@ from shortlist.pipeline.stages import Filter
 from shortlist.retrieval.catalogue import Catalogue, Items
 from shortlist.retrieval.eligibility import Mask, allowed, eligible, within
 from shortlist.retrieval.index import Among, Rows, Vectors
-from shortlist.retrieval.item_tower import ItemTower
-from shortlist.retrieval.live_items import IndexedModel, LiveItems
+from shortlist.retrieval.live_items import Describer, IndexedModel, LiveItems
 from shortlist.retrieval.towers import AttributeColumn, Scaling, attributes_of, context_columns
 
 ENOUGH = 0.9
 """The share of the quota that is not worth another, wider search."""
 
 
+NOTHING_READ = np.empty((1, 0), np.int64)
+"""The history that a model sees which looks at none."""
+
+
 class VectorModel(IndexedModel, Protocol):
-    """A model that makes a vector of a user, to be searched for in an index of items: `Towers` or `Factors`."""
+    """A model that makes a vector of a user, to be searched for in an index of items."""
 
     @property
     def history(self) -> str:
-        """The feature that lists the user's items."""
+        """The feature that lists the user's items; "" where it looks at none."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -45,7 +48,7 @@ class VectorModel(IndexedModel, Protocol):
 class TowerSource:
     """A query hydrator, a source and a hydrator: learns the user's vector, proposes, and describes with `<name>_score`.
 
-    The score is the product of the two vectors, -1 to 1, NaN for items that have none. What the query's `where` leaves
+    The score is the product of the two vectors, NaN for items that have none. What the query's `where` leaves
     out is not looked at; of the rest more than `quota` are fetched until about so many (`ENOUGH` of it) pass the
     filters, or nothing is left. Items that come or change are followed (`live_items`), `behind` the requests or not.
     """
@@ -58,7 +61,7 @@ class TowerSource:
         user: str,
         quota: int,
         filters: Sequence[Filter] = (),
-        item_tower: ItemTower | None = None,
+        item_tower: Describer | None = None,
         behind: bool = False,
     ) -> None:
         self.name, self.towers, self.catalogue, self.user, self.quota = name, towers, catalogue, user, quota
@@ -80,10 +83,10 @@ class TowerSource:
             return known
         users = NOBODY if query.user is None else hash_of(query.user)
         table, history = self.catalogue.table, self.towers.history
-        read = table.read({self.user: users}, query.now, query.context, [history])
+        read = table.read({self.user: users}, query.now, query.context, [history])[history] if history else NOTHING_READ
         columns = attributes_of(table.entities[self.user], self._attributes, users)
         columns |= context_columns(self.towers.scalings, self._context, query.context)
-        vector: Vectors = self.towers.user_vectors(users, read[history], columns)[0]
+        vector: Vectors = self.towers.user_vectors(users, read, columns)[0]
         return vector
 
     def propose(self, query: Query) -> Candidates:

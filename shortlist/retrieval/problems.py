@@ -8,23 +8,25 @@ from typing import Any
 from shortlist.events.schema import Entity, value_type
 from shortlist.features.definitions import Aggregate
 from shortlist.framing.problems import Problem, describe, nearest
-from shortlist.retrieval.specs import HistorySpec, MatrixFactorisation, TwoTower
+from shortlist.retrieval.specs import FactorizationMachine, HistorySpec, MatrixFactorisation, TwoTower
 
 Unbelieved = Any
 """A declaration as the user wrote it: its annotations are hopes."""
+Learning = TwoTower | MatrixFactorisation | FactorizationMachine | HistorySpec
+"""The sources that learn."""
 
 
 def source_problems(
-    source: TwoTower | MatrixFactorisation | HistorySpec, user: Unbelieved, item: Unbelieved, context: Any, place: str
+    source: Learning, user: Unbelieved, item: Unbelieved, context: Any, place: str
 ) -> Iterator[Problem]:
     """A history of the user's items, and attributes and context values that are declared."""
     known = isinstance(user, Entity) and isinstance(item, Entity)
-    if known:
+    if known and not isinstance(source, FactorizationMachine):
         yield from _of_history(source, user, item, place)
     if isinstance(source, TwoTower):
         yield from _of_text_encoder(source, place)
-        if known:
-            yield from _of_names(source, user, item, context, place)
+    if known and isinstance(source, TwoTower | FactorizationMachine):
+        yield from _of_names(source, user, item, context, place)
 
 
 def _of_history(
@@ -39,20 +41,23 @@ def _of_history(
         yield Problem(history.place, f"{source.name}'s history is {history.name}", wanted)
 
 
-def _of_names(towers: TwoTower, user: Entity, item: Entity, context: Any, place: str) -> Iterator[Problem]:
-    """What towers look at is declared."""
+def _of_names(
+    source: TwoTower | FactorizationMachine, user: Entity, item: Entity, context: Any, place: str
+) -> Iterator[Problem]:
+    """What the source looks at is declared."""
+    texts, asked = (source.item_text, source.context) if isinstance(source, TwoTower) else ((), ())
     for what, names, known in (
-        (f"attribute of {user.name}", towers.user_attributes, user.attributes),
-        (f"attribute of {item.name}", towers.item_attributes, item.attributes),
-        (f"text of {item.name}", towers.item_text, _texts_of(item)),
-        ("context value", towers.context, context),
+        (f"attribute of {user.name}", source.user_attributes, user.attributes),
+        (f"attribute of {item.name}", source.item_attributes, item.attributes),
+        (f"text of {item.name}", texts, _texts_of(item)),
+        ("context value", asked, context),
     ):
         if isinstance(names, str):
-            yield Problem(place, f"{towers.name} names {what} as {names!r}", f"expected a list: ({names!r},)")
+            yield Problem(place, f"{source.name} names {what} as {names!r}", f"expected a list: ({names!r},)")
             continue
         for name in names:
             if name not in known:
-                yield Problem(place, f"{towers.name} names the {what} {name!r}", nearest(str(name), known))
+                yield Problem(place, f"{source.name} names the {what} {name!r}", nearest(str(name), known))
 
 
 def _of_text_encoder(towers: TwoTower, place: str) -> Iterator[Problem]:

@@ -135,9 +135,26 @@ class MatrixFactorisation:
     name: str = "matrix_factorisation"
 
 
+@dataclass(frozen=True)
+class FactorizationMachine:
+    """What users want, learned from what they were shown: the log-odds that they act on what they look at.
+
+    A factorisation machine (Rendle, ICDM 2010) over ids and attributes of users and items, in its Bayesian form, which
+    has nothing to tune: how far each may stray from what its attributes say is learned with the rest. It needs labels
+    with impressions. Of vectors of `dimensions` numbers many samples are drawn; what is served is their mean, as longer
+    vectors with an index of the items. Newcomers and new items stand where their attributes put them.
+    """
+
+    user_attributes: Sequence[str] = ()
+    item_attributes: Sequence[str] = ()
+    dimensions: int = 12
+    quota: int = 500
+    name: str = "factorization_machine"
+
+
 HistorySpec = CoVisitation | LinearAutoencoder | GraphFilter
 """Sources that weigh items by the items of the user's history."""
-SourceSpec = Popular | Fresh | TwoTower | MatrixFactorisation | HistorySpec
+SourceSpec = Popular | Fresh | TwoTower | MatrixFactorisation | FactorizationMachine | HistorySpec
 
 
 def positive_streams(labels: Labels | ObservedPositives) -> tuple[tuple[Stream, float], ...]:
@@ -183,7 +200,8 @@ def retrieval_features(
     """
     half_lives = dict.fromkeys(s.half_life for s in (*sources, Popular()) if isinstance(s, Popular))
     popular = [f for half_life in half_lives for f, _ in popularity_features(labels, item, half_life)]
-    histories = [source.history for source in sources if not isinstance(source, Popular | Fresh)]
+    without = (Popular, Fresh, FactorizationMachine)
+    histories = [source.history for source in sources if not isinstance(source, without)]
     wanted = {feature.name: feature for feature in (*seen_features(labels, user, item), *popular, *histories)}
     taken = {feature.name for feature in declared}
     return tuple(feature for name, feature in wanted.items() if name not in taken)

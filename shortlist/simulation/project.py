@@ -9,6 +9,7 @@ from shortlist import (
     Entity,
     EventType,
     Explore,
+    FactorizationMachine,
     Fresh,
     Guardrail,
     Impression,
@@ -92,6 +93,9 @@ project = Project(
         Popular(),
         Fresh(),
         LinearAutoencoder(clicked),
+        FactorizationMachine(
+            user_attributes=("age", "device", "country"), item_attributes=("category", "creator", "tags")
+        ),
         TwoTower(
             history,
             user_attributes=("age", "device", "country"),

@@ -19,10 +19,12 @@ from shortlist.retrieval.factors import Factors
 from shortlist.retrieval.fresh import FreshSource
 from shortlist.retrieval.item_tower import ItemTower
 from shortlist.retrieval.item_weights import HistorySource, ItemWeights
+from shortlist.retrieval.machine import Machine
 from shortlist.retrieval.merge import Interleaved
 from shortlist.retrieval.nearest import TowerSource
 from shortlist.retrieval.popular import PopularSource
 from shortlist.retrieval.specs import (
+    FactorizationMachine,
     Fresh,
     HistorySpec,
     MatrixFactorisation,
@@ -105,6 +107,13 @@ def _(spec: MatrixFactorisation, place: Place) -> SourceStages:
     factors = Factors.load(place.directory / spec.name)
     user = place.project.user.name
     source = TowerSource(spec.name, factors, place.catalogue, user, spec.quota, place.filters, behind=place.behind)
+    return SourceStages(source, (source,), (source,))
+
+
+@load_source.register
+def _(spec: FactorizationMachine, place: Place) -> SourceStages:
+    machine, user = Machine.load(place.directory / spec.name), place.project.user.name
+    source = TowerSource(spec.name, machine, place.catalogue, user, spec.quota, place.filters, machine, place.behind)
     return SourceStages(source, (source,), (source,))
 
 

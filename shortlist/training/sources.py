@@ -24,15 +24,25 @@ from shortlist.project import Project
 from shortlist.retrieval.factors import Factors
 from shortlist.retrieval.item_tower import ItemTower
 from shortlist.retrieval.item_weights import ItemWeights, distinct
+from shortlist.retrieval.live_items import Describer
+from shortlist.retrieval.machine import Machine
 from shortlist.retrieval.nearest import VectorModel
 from shortlist.retrieval.sentences import ENCODER, TOKENIZER, SentenceEncoder, vectors_of
-from shortlist.retrieval.specs import Fresh, HistorySpec, MatrixFactorisation, Popular, TwoTower
+from shortlist.retrieval.specs import (
+    FactorizationMachine,
+    Fresh,
+    HistorySpec,
+    MatrixFactorisation,
+    Popular,
+    TwoTower,
+)
 from shortlist.retrieval.towers import AttributeColumn, Towers, attributes_of
 from shortlist.retrieval.words import words_of
 from shortlist.training.backtest import Progress
 from shortlist.training.beside import shown_beside
 from shortlist.training.factors import fit_factors
 from shortlist.training.item_weights import Interactions, fit_item_weights
+from shortlist.training.machine import MOST_IMPRESSIONS, fit_machine
 from shortlist.training.rankers import NothingToLearnError
 from shortlist.training.requests import Positives
 from shortlist.training.rows import Judged, Known, shown
@@ -132,6 +142,26 @@ def _(
     return figures
 
 
+@fit_source.register
+def _(
+    spec: FactorizationMachine,
+    lesson: Lesson,
+    directory: Path,
+    earlier: Figures | None,  # noqa: ARG001  # it chooses nothing
+    progress: Progress,
+) -> Figures:
+    labels = lesson.project.labels
+    if not isinstance(labels, Labels):
+        raise NothingToLearnError(
+            "it learns from what was shown and not acted on, and nobody knows what was shown; declare "
+            "Labels(impression, ...), or use MatrixFactorisation(...)"
+        )
+    rows = shown(lesson.log, lesson.project, labels, 0, lesson.stop, lesson.seed, MOST_IMPRESSIONS)
+    machine, figures = fit_machine(spec, rows, lesson.known, lesson.seed, partial(progress, f"fit {spec.name}"))
+    machine.save(directory)
+    return figures
+
+
 def interactions(lesson: Lesson) -> Interactions:
     """Who acted on what in the lesson."""
     found, known = lesson.positives, lesson.known
@@ -206,11 +236,15 @@ def _(spec: HistorySpec, lesson: Lesson, directory: Path, rows: Judged) -> Mappi
 
 
 @row_columns.register
-def _(spec: TwoTower | MatrixFactorisation, lesson: Lesson, directory: Path, rows: Judged) -> Mapping[str, Column]:
-    model: VectorModel = Towers.load(directory) if isinstance(spec, TwoTower) else Factors.load(directory)
+def _(
+    spec: TwoTower | MatrixFactorisation | FactorizationMachine, lesson: Lesson, directory: Path, rows: Judged
+) -> Mapping[str, Column]:
+    model, describer = vector_model(spec, directory)
     _, first, request = np.unique(rows.request, return_index=True, return_inverse=True)
     users, position, now = rows.user[first], rows.position[first], rows.now[first]
-    histories = histories_of(lesson, model.history, users, position, now)
+    histories = np.empty((len(users), 0), np.int64)
+    if model.history:
+        histories = histories_of(lesson, model.history, users, position, now)
     columns = attributes_of(lesson.known.users, model.columns, users, position)
     vectors = model.user_vectors(users, histories, columns)
     says = np.asarray(vectors.any(axis=1))
@@ -218,10 +252,22 @@ def _(spec: TwoTower | MatrixFactorisation, lesson: Lesson, directory: Path, row
     for start in range(0, len(rows), BLOCK):
         part = start + np.flatnonzero((items[start : start + BLOCK] >= 0) & says[request[start : start + BLOCK]])
         scores[part] = np.einsum("nd,nd->n", vectors[request[part]], model.index.vectors[items[part]])
-    tower = ItemTower.load(directory, model) if isinstance(model, Towers) else None
-    if tower is not None and tower.looks_at:  # when serving, items that are new have a vector too
+    if describer is not None and describer.looks_at:  # when serving, items that are new have a vector too
         new = np.flatnonzero(items < 0)
         for part in (new[start : start + BLOCK] for start in range(0, len(new), BLOCK)):
-            made = tower.vectors(lesson.known.items, rows.item[part], rows.position[part])
+            made = describer.vectors(lesson.known.items, rows.item[part], rows.position[part])
             scores[part] = np.einsum("nd,nd->n", vectors[request[part]], made)
     return {f"{spec.name}_score": scores}
+
+
+def vector_model(
+    spec: TwoTower | MatrixFactorisation | FactorizationMachine, directory: Path
+) -> tuple[VectorModel, Describer | None]:
+    """A fitted model of user and item vectors, and what makes the vectors of items that are new to it, if anything."""
+    if isinstance(spec, MatrixFactorisation):
+        return Factors.load(directory), None
+    if isinstance(spec, FactorizationMachine):
+        machine = Machine.load(directory)
+        return machine, machine
+    towers = Towers.load(directory)
+    return towers, ItemTower.load(directory, towers)

@@ -1,0 +1,364 @@
+"""The factorisation machine: learned from what was shown; newcomers and new items have a place."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+
+from shortlist.events.labels import Labels, ObservedPositives
+from shortlist.events.log import MemoryLog
+from shortlist.events.schema import Entity, Event
+from shortlist.features.definitions import EventType, Impression
+from shortlist.features.entities import Ragged
+from shortlist.features.hashing import hash_strings
+from shortlist.features.table import FeatureTable
+from shortlist.pipeline.candidates import Candidates
+from shortlist.pipeline.query import Deadline, Query
+from shortlist.project import Project
+from shortlist.retrieval.catalogue import Catalogue
+from shortlist.retrieval.eligibility import NotSeen
+from shortlist.retrieval.machine import FACTS, TABLES, Machine, steps_of
+from shortlist.retrieval.specs import FactorizationMachine, seen_features
+from shortlist.training.assembly import Place, load_source
+from shortlist.training.machine import Described, Impressions, directions, factors_of, fit_machine
+from shortlist.training.rankers import NothingToLearnError
+from shortlist.training.rows import Judged, everyone, observed_positives, shown
+from shortlist.training.sampling import look, sweep, update
+from shortlist.training.sources import Lesson, fit_source, row_columns
+
+DAY = 86_400_000
+user, film = Entity("user", country=str, age=int), Entity("film", genre=str, tags=list[str], year=int, note=str)
+impression, click = Impression(user, film), EventType("click", user, film)
+SPEC = FactorizationMachine(("country", "age"), ("genre", "tags", "year", "note"), dimensions=4, quota=10)
+LABELS = Labels(impression, {click: 1.0})
+LOOKS = (0.5, 1.0, 0.25)
+"""How likely each place is looked at: the second is in the middle of the screen."""
+
+
+def project(labels: Labels | ObservedPositives = LABELS) -> Project:
+    return Project("world", user, film, [impression, click], labels, [], sources=[SPEC])
+
+
+def described(n: int) -> dict[str, object]:
+    """Even films are dramas, odd ones comedies; every tenth says nothing."""
+    odd = n % 2
+    told: dict[str, object] = {
+        "genre": ("drama", "comedy")[odd],
+        "tags": [f"t{odd}", f"t{n % 3 + 2}"],
+        "year": 1980 + 20 * odd + n % 7,
+    }
+    return {} if n % 10 == 9 else told
+
+
+class World:
+    """Users of one land like dramas, those of the other comedies; slates of three, clicks that take a look."""
+
+    def __init__(self, slates: int = 4_000, films: int = 40, users: int = 60, seed: int = 0) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.project = project()
+        self.log, self.features = MemoryLog(self.project.schemas), self.project.feature_set()
+        self.table = FeatureTable(self.features)
+        self.log.subscribe(self.table.update)
+        self.add(*(Event("film", DAY, {"film": f"f{n}"}, described(n)) for n in range(films)))
+        lands = ({"country": "north", "age": 20}, {"country": "south", "age": 60})
+        self.add(*(Event("user", DAY, {"user": f"u{n}"}, dict(lands[n % 2])) for n in range(users)))
+        events = []
+        for slate in range(slates):
+            who, at = int(self.rng.integers(users)), 2 * DAY + slate * 1_000
+            for place, what in enumerate(self.rng.choice(films, 3, replace=False).tolist()):
+                keys = {"user": f"u{who}", "film": f"f{what}"}
+                facts = {"position": place + 1, "request": f"r{slate}"}
+                events.append(Event("impression", at, keys, facts))
+                if self.rng.random() < LOOKS[place] * chance(who, what):
+                    events.append(Event("click", at + 1 + place, keys))
+        self.add(*events)
+        self.log.append([Event("user", 40 * DAY, {"user": "u0"}, {})], received=40 * DAY)
+
+    def add(self, *events: Event) -> None:
+        assert not self.log.append(list(events), received=30 * DAY).refusals
+
+    @property
+    def lesson(self) -> Lesson:
+        known = everyone(self.log, self.project, self.log.position)
+        positives = observed_positives(self.log, self.project, known, self.log.position)
+        return Lesson(self.project, self.features, self.log, known, positives, self.log.position, 0)
+
+    def rows(self) -> Judged:
+        return shown(self.log, self.project, LABELS, 0, self.log.position, 0)
+
+
+def chance(who: int, what: int) -> float:
+    """Of a click, once looked at."""
+    return 0.6 if who % 2 == what % 2 else 0.1
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World()
+
+
+@pytest.fixture(scope="module")
+def fitted(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("machine")
+    fit_source(SPEC, world.lesson, place / SPEC.name, None, lambda *_: None)
+    return place
+
+
+def log_odds(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
+def test_what_was_shown_says_who_wants_what_once_they_look(world: World, fitted: Path) -> None:
+    rows = judged(
+        world, [f"u{n}" for n in range(20) for _ in range(20)], [f"f{n}" for _ in range(20) for n in range(20)]
+    )
+    said = row_columns(SPEC, world.lesson, fitted / SPEC.name, rows)["factorization_machine_score"]
+    alike = np.array([who % 2 == what % 2 for who in range(20) for what in range(20)])
+    assert said[alike].mean() == pytest.approx(log_odds(0.6), abs=0.25)
+    assert said[~alike].mean() == pytest.approx(log_odds(0.1), abs=0.35)
+    assert said[alike].min() > said[~alike].max()
+
+
+def test_how_likely_a_place_is_looked_at_is_learned(world: World) -> None:
+    _, figures = fit_machine(SPEC, world.rows(), world.lesson.known, 0, lambda _: None)
+    assert figures["looked_at"] == pytest.approx([0.0, *LOOKS][-len(figures["looked_at"]) :], abs=0.1)
+    assert figures["impressions"] == 12_000
+    assert figures["impressions_left_out"] == 0
+
+
+def test_newcomers_and_new_items_stand_where_their_attributes_put_them(fitted: Path) -> None:
+    world = World(slates=0)
+    source = load_source(SPEC, place(world, fitted)).source
+    new = {"premiere": described(2), "farce": described(3)}
+    world.add(*(Event("film", 29 * DAY, {"film": name}, told) for name, told in new.items()))
+    world.add(Event("user", 29 * DAY, {"user": "newcomer"}, {"country": "north", "age": 21}))
+    source.quota = 100  # type: ignore[attr-defined]
+    items = [world.table.entities["film"].ids[item] for item in source.propose(query("newcomer")).items]
+    assert set(new) <= set(items)
+    dramas = [
+        name
+        for name in items
+        if name == "premiere" or (name[0] == "f" and name[1:].isdigit() and not int(name[1:]) % 2)
+    ]
+    assert items.index("premiere") < 22 < items.index("farce")
+    assert sum(name in dramas for name in items[:20]) >= 18
+
+
+@pytest.mark.parametrize("who", ["u1", "nobody-ever", "日本" * 500, None])
+def test_whoever_asks_gets_items_each_once_and_a_score_for_each(world: World, fitted: Path, who: str | None) -> None:
+    source = load_source(SPEC, place(world, fitted)).source
+    found = source.propose(query(who))
+    assert len(found) == len(np.unique(found.items)) == SPEC.quota
+    scores = source.describe(query(who), found).columns["factorization_machine_score"]  # type: ignore[attr-defined]
+    assert np.isfinite(scores).all()
+    assert (np.diff(scores) <= 1e-5).all()
+
+
+def test_training_sees_what_serving_sees(fitted: Path) -> None:
+    world = World(slates=5)
+    world.add(Event("film", 29 * DAY, {"film": "premiere"}, described(3)))
+    world.add(Event("user", 29 * DAY, {"user": "newcomer"}, {"age": 61}))
+    names = ["f1", "f2", "f39", "premiere"]
+    source = load_source(SPEC, place(world, fitted)).source
+    items = Candidates(Catalogue(world.table, "film").index_of(names))
+    for who in ("u0", "u1", "newcomer", "stranger"):
+        served = source.describe(query(who), items).columns["factorization_machine_score"]  # type: ignore[attr-defined]
+        said = row_columns(SPEC, world.lesson, fitted / SPEC.name, judged(world, [who] * 4, names))
+        assert said["factorization_machine_score"] == pytest.approx(served, abs=1e-4)
+
+
+def test_the_same_seed_gives_the_same_machine_whatever_the_threads(world: World) -> None:
+    made = []
+    for threads in (1, 2):
+        before = numba.get_num_threads()
+        numba.set_num_threads(min(threads, before))
+        made.append(fit_machine(SPEC, world.rows(), world.lesson.known, 3, lambda _: None)[0])
+        numba.set_num_threads(before)
+    assert np.array_equal(made[0].index.vectors, made[1].index.vectors)
+    other, _ = fit_machine(SPEC, world.rows(), world.lesson.known, 4, lambda _: None)
+    assert not np.array_equal(made[0].index.vectors, other.index.vectors)
+
+
+def test_without_impressions_or_without_two_outcomes_there_is_nothing_to_learn(world: World, tmp_path: Path) -> None:
+    blind = replace(world.lesson, project=project(ObservedPositives({click: 1.0})))
+    with pytest.raises(NothingToLearnError, match=r"declare Labels\(impression"):
+        fit_source(SPEC, blind, tmp_path, None, lambda *_: None)
+    rows = world.rows()
+    for gain, found in ((0.0, "12000 impressions 0 were"), (1.0, "12000 impressions 12000 were")):
+        with pytest.raises(NothingToLearnError, match=found):
+            fit_machine(SPEC, replace(rows, gain=np.full(len(rows), gain)), world.lesson.known, 0, lambda _: None)
+    nothing = World(slates=0)
+    with pytest.raises(NothingToLearnError, match="0 impressions"):
+        fit_machine(SPEC, nothing.rows(), nothing.lesson.known, 0, lambda _: None)
+
+
+def test_two_impressions_without_places_are_enough() -> None:
+    world = World(slates=0, films=2, users=1)
+    facts = {"position": 1, "request": "r"}
+    world.add(*(Event("impression", 2 * DAY, {"user": "u0", "film": f"f{n}"}, dict(facts)) for n in range(2)))
+    world.add(Event("click", 2 * DAY + 1, {"user": "u0", "film": "f1"}))
+    rows = replace(world.rows(), rank=np.full(2, np.nan))
+    machine, figures = fit_machine(SPEC, rows, world.lesson.known, 0, lambda _: None)
+    assert figures["looked_at"] == [1.0]
+    vectors = machine.user_vectors(hash_strings(["u0"]), np.empty((1, 0)), columns(world))
+    scores = machine.index.vectors @ vectors[0]
+    assert np.isfinite(scores).all()
+    assert scores[1] > scores[0]
+
+
+def test_attributes_that_say_nothing_change_nothing() -> None:
+    column = Described.of(np.array([np.nan, np.nan]), 3)
+    assert (len(column.keys), column.table.shape, len(column.rows)) == (0, (1, 3), 0)
+    column = Described.of(np.array([5.0, 5.0, np.nan]), 3)
+    assert column.rows.tolist() == [0, 1]
+    words = hash_strings(["shared", "alone", "shared", None])
+    column = Described.of(Ragged(words, np.array([0, 2, 3, 3, 4])), 3)
+    assert column.table.shape == (1, 3)
+    assert dict(zip(column.rows.tolist(), column.shares.tolist(), strict=True)) == {0: 0.5, 1: 1.0}
+
+
+def test_numbers_are_cut_into_steps_and_missing_ones_are_none() -> None:
+    numbers = np.array([-1.0, 0.0, 0.5, 1.0, np.nan, np.inf])
+    assert steps_of(np.array([0.0, 1.0]), numbers).tolist() == [1, 2, 2, 3, 0, 0]
+
+
+def test_a_weight_is_a_polya_gamma_number() -> None:
+    n = 100_000
+    nobody, places = np.zeros(n, np.int32), np.zeros(n, np.int32)
+    for odds in (0.0, -2.5, 4.0, 12.0):
+        weight, rest = np.empty(n), np.empty(n)
+        one = np.zeros((1, 2))
+        # fmt: off
+        look(np.uint64(7), nobody, nobody, places, np.zeros(n, np.bool_), one, one, odds, np.ones(1), weight, rest)
+        # fmt: on
+        mean = 0.25 if odds == 0 else math.tanh(odds / 2) / (2 * odds)
+        size = abs(odds)
+        spread = 1 / 24 if odds == 0 else (math.sinh(size) - size) / (4 * size**3 * math.cosh(size / 2) ** 2)
+        assert weight.mean() == pytest.approx(mean, rel=0.01)
+        assert weight.var() == pytest.approx(spread, rel=0.05)
+
+
+def test_who_acted_has_looked_and_others_as_often_as_they_may_have() -> None:
+    n = 100_000
+    nobody, acted = np.zeros(n, np.int32), np.arange(n) < 1_000
+    weight, rest, one = np.empty(n), np.empty(n), np.zeros((1, 2))
+    look(np.uint64(1), nobody, nobody, nobody, acted, one, one, 0.0, np.array([0.4]), weight, rest)
+    assert (weight[:1_000] > 0).all()
+    assert (weight[1_000:] > 0).mean() == pytest.approx(0.4 * 0.5 / (1 - 0.4 * 0.5), abs=0.01)
+
+
+def test_a_vector_is_drawn_around_its_mean_given_the_other_side() -> None:
+    rng = np.random.default_rng(0)
+    n, d, rows = 5, 3, 200
+    owner, other = rng.integers(0, n, rows).astype(np.int32), rng.integers(0, 7, rows).astype(np.int32)
+    acted, weight = rng.random(rows) < 0.4, rng.random(rows) * (rng.random(rows) < 0.7)
+    partners, prior, precision = rng.normal(size=(7, d)), rng.normal(size=(n, d)), np.array([1.0, 2.0, 3.0])
+    order = np.argsort(owner, kind="stable")
+    starts = np.searchsorted(owner[order], np.arange(n + 1))
+    means, drawn, noise = np.empty((n, d)), np.empty((n, d)), rng.normal(size=(n, d))
+    update(starts, order, other, acted, weight, -1.0, partners, prior, precision, noise, means, drawn)
+    for one in range(n):
+        mine = np.flatnonzero((owner == one) & (weight > 0))
+        lines = np.column_stack([partners[other[mine], :-1], np.ones(len(mine))])
+        matrix = np.diag(precision) + (lines * weight[mine, None]).T @ lines
+        left = np.where(acted[mine], 0.5, -0.5) - weight[mine] * (partners[other[mine], -1] - 1.0)
+        assert means[one] == pytest.approx(np.linalg.solve(matrix, precision * prior[one] + lines.T @ left))
+        strays = np.linalg.solve(np.linalg.cholesky(matrix).T, noise[one])
+        assert drawn[one] - means[one] == pytest.approx(strays)
+
+
+def test_values_explain_what_nothing_else_does() -> None:
+    rng = np.random.default_rng(0)
+    rest, precision, own = rng.normal(size=(6, 2)), np.array([2.0, 3.0]), np.array([1.0, 4.0])
+    before, table = rest.copy(), np.zeros((2, 2))
+    starts, rows, shares = (
+        np.array([0, 4, 6]),
+        np.array([0, 1, 2, 3, 4, 5], np.int32),
+        np.array([1, 1, 0.5, 0.5, 1, 1.0]),
+    )
+    sweep(starts, rows, shares, rest, precision, own, np.zeros((2, 2)), table)
+    held = (shares[:4, None] * before[:4]).sum(axis=0)
+    assert table[0] == pytest.approx(precision * held / (precision * 2.5 + own))
+    assert rest == pytest.approx(before - shares[:, None] * np.repeat(table, [4, 2], axis=0))
+
+
+def test_few_directions_hold_the_mean_of_the_products() -> None:
+    rng = np.random.default_rng(0)
+    users, items = (rng.normal(size=(n, 5, 3 + 1)).astype(np.float32) for n in (40, 30))
+    mean = np.einsum("usd,isd->ui", users[:, :, :-1], items[:, :, :-1]) / 5
+    left, right = factors_of(users), factors_of(items)
+    turns = directions(left, right)
+    found = (left @ turns[0]) @ (right @ turns[1]).T
+    assert ((found - mean) ** 2).sum() < 0.0011 * (mean**2).sum()
+    assert turns[0].shape == (15, turns[1].shape[1])
+
+
+def test_places_that_are_not_known_stand_apart(world: World) -> None:
+    rows = world.rows()
+    rank = rows.rank.copy()
+    rank[:10] = np.nan
+    found = Impressions.of(replace(rows, rank=rank), world.lesson.known)
+    assert set(found.place[:10]) == {0}
+    assert set(found.place[10:]) == {1, 2, 3}
+
+
+@pytest.mark.parametrize("name", [FACTS, TABLES])
+@pytest.mark.parametrize("content", [b"", b"nonsense", None])
+def test_damaged_files_are_refused(fitted: Path, tmp_path: Path, name: str, content: bytes | None) -> None:
+    machine = Machine.load(fitted / SPEC.name)
+    machine.save(tmp_path)
+    if content is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match="train again"):
+        Machine.load(tmp_path)
+
+
+def test_files_of_different_trainings_are_refused(fitted: Path, tmp_path: Path) -> None:
+    machine = Machine.load(fitted / SPEC.name)
+    few = replace(machine.item, ids=machine.item.ids[:-1], table=machine.item.table[:-1])
+    Machine(machine.user, few, machine.index).save(tmp_path)
+    with pytest.raises(ValueError, match="different trainings"):
+        Machine.load(tmp_path)
+
+
+def test_a_mistake_in_the_declaration_is_found() -> None:
+    spec = FactorizationMachine(user_attributes=("contry",), item_attributes="genre")
+    problems = [str(problem) for problem in replace(project(), sources=[spec]).problems()]
+    assert any("'contry'" in problem and "country" in problem for problem in problems)
+    assert any("expected a list: ('genre',)" in problem for problem in problems)
+
+
+def place(world: World, directory: Path) -> Place:
+    catalogue = Catalogue(world.table, "film")
+    seen = [feature.name for feature in seen_features(LABELS, user, film)]
+    return Place(world.project, world.table, catalogue, (NotSeen(catalogue, "user", seen),), directory)
+
+
+def query(who: str | None) -> Query:
+    return Query(who, 10, 31 * DAY, "r", Deadline(math.inf))
+
+
+def columns(world: World) -> dict[str, Ragged | np.ndarray[tuple[int], np.dtype[np.float64]]]:
+    users = world.lesson.known.users
+    return {"country": Ragged(hash_strings(["north"]), np.array([0, 1])), "age": np.array([20.0])} if len(users) else {}
+
+
+def judged(world: World, users: list[str], items: list[str]) -> Judged:
+    """Rows as rankers learn from them, each a request of its own, at the end of the log."""
+    n = len(users)
+    return Judged(
+        hash_strings(users),
+        hash_strings(items),
+        np.arange(n),
+        np.full(n, world.log.position),
+        np.full(n, 31 * DAY),
+        np.zeros(n),
+        np.full(n, np.nan),
+    )
