@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from shortlist.events.batch import Batch
 from shortlist.events.schema import Entity
 from shortlist.features.hashing import Hashes, Ids, hash_strings, hashes_of
-from shortlist.features.index import KeyIndex, chain, version_at
+from shortlist.features.index import KeyIndex, chain, newest, version_at
 from shortlist.features.windows import attribute_types
 from shortlist.framing.problems import nearest
 
@@ -98,6 +98,12 @@ class Attribute:
         """The version of each owner known at each log position, 1-based; 0 where there is none."""
         found = np.empty(len(owners), np.int32)
         version_at(self.latest.values, self.previous.values, self.offsets.values, owners, positions, found)
+        return found
+
+    def newest(self, owners: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The version of each owner with everything known, 1-based; 0 where there is none."""
+        found = np.empty(len(owners), np.int32)
+        newest(self.latest.values, owners, found)
         return found
 
     def numbers_of(self, versions: NDArray[np.int32]) -> NDArray[np.float64]:

@@ -9,16 +9,21 @@ from numba import njit
 from numpy.typing import NDArray
 
 from shortlist.features.hashing import Hashes
+from shortlist.features.pointers import prefetch, words_of
 
+AHEAD = 16
+"""While one key is looked up, the slot of the one so many places later is fetched."""
 options: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
 @njit("int64(Array(uint64, 1, 'C', readonly=True), uint64[:,::1], int64, boolean, int32[::1], int64[::1])", **options)
 def _probe(keys, slots, rows, insert, found, fresh):  # type: ignore[no-untyped-def]
     """Look up keys by linear probing in (key, row) slots; `insert` gives unseen ones the next row and notes them."""
-    mask = np.uint64(len(slots) - 1)
+    mask, slot_p = np.uint64(len(slots) - 1), words_of(slots)
     first = rows
     for i in range(len(keys)):
+        if i + AHEAD < len(keys):
+            prefetch(slot_p, np.int64(keys[i + AHEAD] & mask) * 2)  # type: ignore[call-arg]
         key = keys[i]
         found[i] = 0
         if key == np.uint64(0):
@@ -66,6 +71,13 @@ def chain(latest, previous, first, owners):  # type: ignore[no-untyped-def]
     for i in range(len(owners)):
         previous[first + i] = latest[owners[i]]
         latest[owners[i]] = first + i + 1
+
+
+@njit("void(int32[::1], Array(int32, 1, 'A', readonly=True), int32[::1])", **options)
+def newest(latest, owners, found):  # type: ignore[no-untyped-def]
+    """The newest version of each owner, 1-based; 0 where there is none."""
+    for i in range(len(owners)):
+        found[i] = latest[owners[i]] if owners[i] < len(latest) else 0
 
 
 @njit(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -98,7 +98,7 @@ def select(group: Group, intake: Intake, entities: Mapping[str, Entities]) -> Se
         return Selection(np.full(len(chosen) if events is None else len(events), EVERYTHING), events)
     parts = {name: _taken(intake.hashes(name), events) for name in group.entities}
     offsets = _taken(intake.batch.offset, events)
-    keys, owners = key_hashes(group, parts, len(offsets), entities, offsets)
+    keys, owners = key_hashes(group, Asked(parts, entities), len(offsets), offsets)
     if owners is not None:
         events = owners if events is None else events[owners]
     return Selection(keys, events)
@@ -126,17 +126,27 @@ def columns_of(group: Group, intake: Intake, selection: Selection) -> NDArray[np
     return block
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Hashes of ids by entity, one per owner or one for all, and their rows among the entities, looked up once."""
+
+    hashes: Mapping[str, Hashes]
+    entities: Mapping[str, Entities]
+    _rows: dict[str, NDArray[np.int32]] = field(default_factory=dict)
+
+    def rows(self, entity: str) -> NDArray[np.int32]:
+        """The row of each id of an entity, 0 where it is unknown."""
+        if entity not in self._rows:
+            self._rows[entity] = self.entities[entity].rows(self.hashes[entity])
+        return self._rows[entity]
+
+
 def key_hashes(
-    group: Group,
-    hashes: Mapping[str, Hashes],
-    length: int,
-    entities: Mapping[str, Entities],
-    positions: NDArray[np.int64],
+    group: Group, asked: Asked, length: int, positions: NDArray[np.int64] | None
 ) -> tuple[Hashes, NDArray[np.intp] | None]:
     """The keys of a group for `length` owners, and whose each key is (None: one each, in order).
 
-    `hashes` are of ids, one per owner or one for all. An attribute's values are those known at each owner's position
-    (one position per owner, or one for all); an owner without any has no key.
+    An attribute's values are those known at each owner's position, or now (None); an owner without any has no key.
     """
     if not group.keys:
         return np.full(1, EVERYTHING), None
@@ -144,16 +154,17 @@ def key_hashes(
     owners: NDArray[np.intp] | None = None
     for part in group.keys:
         pair = attribute_of(part)
-        own = hashes[pair[0] if pair else part]
+        own = asked.hashes[pair[0] if pair else part]
         if pair:
-            rows = np.broadcast_to(entities[pair[0]].rows(own), length)
-            at = np.broadcast_to(positions, length)
-            if owners is not None:
-                rows, at = rows[owners], at[owners]
-            attribute = entities[pair[0]].attributes[pair[1]]
-            counts, values = attribute.words_of(
-                attribute.versions(np.ascontiguousarray(rows), np.ascontiguousarray(at))
-            )
+            rows = np.broadcast_to(asked.rows(pair[0]), length)
+            rows = rows if owners is None else rows[owners]
+            attribute = asked.entities[pair[0]].attributes[pair[1]]
+            if positions is None:
+                versions = attribute.newest(rows)
+            else:
+                at = positions if owners is None else positions[owners]
+                versions = attribute.versions(np.ascontiguousarray(rows), at)
+            counts, values = attribute.words_of(versions)
             spread = np.repeat(np.arange(len(counts)), counts)
             owners = spread if owners is None else owners[spread]
             keys = keys if keys is None or len(keys) == 1 else keys[spread]

@@ -42,4 +42,5 @@ def prefetch(_context, data, index):  # type: ignore[no-untyped-def]
 
 
 integers, reals, octets_of = pointer(types.int64), pointer(types.float64), pointer(types.uint8)
+words_of = pointer(types.uint64)
 rows_of = pointer(types.int32)

@@ -19,7 +19,7 @@ from shortlist.features.descriptors import READ_FIELDS
 from shortlist.features.entities import Entities
 from shortlist.features.hashing import Hashes, hashes_of
 from shortlist.features.index import average, scatter, tally
-from shortlist.features.intake import Intake, columns_of, key_hashes, select
+from shortlist.features.intake import Asked, Intake, columns_of, key_hashes, select
 from shortlist.features.kernels import walk
 from shortlist.features.plan import GroupPlan, Plan, planned
 from shortlist.features.program import FeatureSet
@@ -155,7 +155,7 @@ class _Replay:
         event_rows, records = self._sorted_events(state, chunk)
         positions = self.position[chunk.rows]
         hashes = {name: given[chunk.rows] for name, given in self.hashes.items()}
-        keys, owners = key_hashes(state.group, hashes, len(positions), self.entities, positions)
+        keys, owners = key_hashes(state.group, Asked(hashes, self.entities), len(positions), positions)
         if not state.group.keys:
             keys = np.repeat(keys, len(positions))
         asked = positions if owners is None else positions[owners]

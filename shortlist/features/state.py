@@ -12,7 +12,7 @@ from shortlist.features.descriptors import NOW, POSITION, READ_FIELDS, TO
 from shortlist.features.entities import Entities
 from shortlist.features.hashing import Hashes
 from shortlist.features.index import KeyIndex, average
-from shortlist.features.intake import Intake, columns_of, key_hashes, select
+from shortlist.features.intake import Asked, Intake, columns_of, key_hashes, select
 from shortlist.features.kernels import walk
 from shortlist.features.plan import GroupPlan
 from shortlist.features.program import Group
@@ -65,14 +65,13 @@ class GroupState:
     def read(
         self,
         plan: GroupPlan,
-        hashes: Mapping[str, Hashes],
+        asked: Asked,
         now: int | NDArray[np.int64],
         length: int,
-        entities: Mapping[str, Entities],
         matrix: NDArray[np.float64],
     ) -> Lists:
         """Fill the group's rows of the matrix, and return its lists, as of `now` with everything known."""
-        keys, owners = key_hashes(self.group, hashes, length, entities, EVERYTHING_KNOWN)
+        keys, owners = key_hashes(self.group, asked, length, None)
         found = self.index.find(keys)
         if isinstance(now, np.ndarray):
             if owners is not None:
@@ -93,9 +92,6 @@ class GroupState:
         if owners is not None:
             average(out, np.searchsorted(owners, np.arange(length + 1)), plan.targets, matrix)
         return named_lists(plan, lists, owners, length)
-
-
-EVERYTHING_KNOWN: NDArray[np.int64] = np.array([2**62])
 
 
 def named_lists(plan: GroupPlan, block: NDArray[np.int64], owners: NDArray[np.intp] | None, length: int) -> Lists:

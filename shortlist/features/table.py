@@ -16,11 +16,11 @@ from shortlist.features.columns import Columns
 from shortlist.features.definitions import Aggregate
 from shortlist.features.entities import Entities, Names
 from shortlist.features.hashing import Hashes, Ids, hashes_of
-from shortlist.features.intake import Intake
+from shortlist.features.intake import Asked, Intake
 from shortlist.features.plan import Plan, planned
 from shortlist.features.program import FeatureSet
 from shortlist.features.request import fill_ratios, fill_requests
-from shortlist.features.state import EVERYTHING_KNOWN, GroupState, Lists
+from shortlist.features.state import GroupState, Lists
 from shortlist.framing.problems import nearest
 
 SLICE = 4_096
@@ -85,16 +85,14 @@ class FeatureTable:
         if length == 0:
             return Columns(plan.names, matrix[: len(plan.names)], _no_lists(plan), self.position)
         lists: Lists = {}
+        asked = Asked(hashes, self.entities)
         with self._lock:
             position = self.position
             for group in plan.groups:
-                lists.update(self.states[group.number].read(group, hashes, now, length, self.entities, matrix))
+                lists.update(self.states[group.number].read(group, asked, now, length, matrix))
             for entity, attribute, row in plan.attributes:
-                known = self.entities[entity]
-                column = known.attributes[attribute]
-                rows = known.rows(hashes[entity])
-                versions = column.versions(rows, np.broadcast_to(EVERYTHING_KNOWN, len(rows)).copy())
-                matrix[row] = column.numbers_of(versions)
+                column = self.entities[entity].attributes[attribute]
+                matrix[row] = column.numbers_of(column.newest(asked.rows(entity)))
         fill_ratios(plan, matrix)
         fill_requests(plan, matrix, now, context or {})
         return Columns(plan.names, matrix[: len(plan.names)], lists, position)

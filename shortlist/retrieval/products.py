@@ -15,7 +15,7 @@ from shortlist.features.pointers import pointer, prefetch
 Kept = NDArray[np.float16] | NDArray[np.float32]
 """Vectors as an index keeps them."""
 
-AHEAD = 8
+AHEAD = 32
 """Rows that are asked for before their turn: they come from memory, one by one."""
 LEAST, MOST = 2.0**-6, 2.0**14
 """What the greatest number may be for halves to hold all that matters: their smallest steps are 2^-24, and sums fit."""
