@@ -136,6 +136,15 @@ def test_factors_are_the_truncated_decomposition() -> None:
     assert np.allclose(factors.index.vectors[2], wanted[2], atol=1e-5)
 
 
+def test_factors_are_as_deep_as_memory_allows_and_never_less_than_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = MatrixFactorisation(history)
+    monkeypatch.setattr("shortlist.training.factors.DEFAULT", 4)
+    for numbers, most in ((30 * 9, 9), (30 * 2, 4), (10**9, 29)):
+        monkeypatch.setattr("shortlist.training.factors.NUMBERS", numbers)
+        tried = fit_factors(deep, acts(items=30), 0, None, lambda _: None)[1]["ndcg@20"]
+        assert max(map(int, tried)) == most
+
+
 def test_damaged_factors_are_refused(tmp_path: Path) -> None:
     fit_factors(FACTORS, acts(), 0, None, lambda _: None)[0].save(tmp_path)
     whole = (tmp_path / "factors.npz").read_bytes()

@@ -130,7 +130,7 @@ class MatrixFactorisation:
     """
 
     history: Aggregate
-    dimensions: int = 1_024
+    dimensions: int = 2_048
     quota: int = 500
     name: str = "matrix_factorisation"
 

@@ -17,6 +17,8 @@ from shortlist.training.rankers import NothingToLearnError
 
 DIMENSIONS, DEFAULT = (32, 64, 128, 256, 512, 1_024, 2_048), 256
 """Those that are tried, as far as the declaration allows, and the one that the others have to beat."""
+NUMBERS = 100_000_000
+"""What the vectors of all items may hold together where there are more dimensions than that one: 400 MB."""
 
 
 def fit_factors(
@@ -31,9 +33,10 @@ def fit_factors(
     figures: dict[str, Any] = {}
     if earlier is None:
         exam = Exam.of(acts, seed)
-        spoken, wanted = halves(exam.learned, spec.dimensions, seed)
+        most = min(spec.dimensions, max(DEFAULT, NUMBERS // len(acts.items)))
+        spoken, wanted = halves(exam.learned, most, seed)
         step(0.4)
-        tried = sorted({min(count, spec.dimensions, spoken.shape[1]) for count in DIMENSIONS})
+        tried = sorted({min(count, spoken.shape[1]) for count in DIMENSIONS})
 
         def scores(known: Any) -> Mapping[int, Vectors]:
             users = known @ spoken
