@@ -7,11 +7,11 @@ users. What has to be chosen is chosen on held-out parts of train; test is looke
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,12 @@ from shortlist.training.item_weights import Interactions, fit_item_weights, hits
 
 K, BLOCK = 20, 512
 DATA = Path(os.environ.get("SHORTLIST_DATA", "../shared/data")) / "gowalla"
-HELD_OUT, CHOOSING = 0.1, 3_000
-"""The share of each user's train items by which the merge is chosen, and the users that choose."""
-SHARES = (0.0, 0.25, 0.5, 1.0, 2.0)
+HELD_OUT, CHOOSING = 0.2, 3_000
+"""The share of train by which the merge is chosen (as much as test has), and the users that choose."""
+SURE = 2.0
+"""Standard errors that a source must add to be merged."""
+LEADERS = 200
+"""The best scores of a user, from which the others are measured: sources have scores of different sizes."""
 
 visit = EventType("visit", Entity("user"), Entity("place"))
 history = visit.by(visit.keys[0]).last("place", 1_000)
@@ -108,12 +111,13 @@ def of_weights(weights: ItemWeights, items: int) -> Scores:
 def of_factors(factors: Factors, items: int) -> Scores:
     """The products of `Factors.user_vectors` with every item, of many histories at once."""
     known = (factors.items - np.uint64(1)).astype(np.int64)
+    wanted = np.asarray(factors.index.vectors, np.float32).T
 
     def scores(histories: Any) -> NDArray[np.float32]:
         vectors = np.asarray(histories[:, known] @ factors.spoken)
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         found = np.zeros((histories.shape[0], items), np.float32)
-        found[:, known] = vectors @ factors.index.vectors.T
+        found[:, known] = vectors @ wanted
         return found
 
     return scores
@@ -125,34 +129,29 @@ def popularity(train: Pairs, items: int) -> Scores:
     return lambda histories: np.repeat(counts[None, :], histories.shape[0], axis=0)
 
 
-def merged(parts: Mapping[str, Scores], shares: Mapping[str, float]) -> Scores:
-    """Every source's scores in units of the user's best, in shares."""
-
-    def scores(histories: Any) -> NDArray[np.float32]:
-        total = np.zeros(histories.shape, np.float32)
-        for name, share in shares.items():
-            if share:
-                total += share * scaled(parts[name](histories))
-        return total
-
-    return scores
+def standard(scores: NDArray[np.float32], known: Any) -> NDArray[np.float32]:
+    """Scores in deviations from the mean of the user's best ones that are not known."""
+    fresh = np.where(known.toarray() > 0, -np.inf, scores)
+    most = min(LEADERS, int(np.isfinite(fresh).sum(axis=1).min()))
+    leaders = -np.partition(-fresh, most - 1, axis=1)[:, :most]
+    spread = np.maximum(leaders.std(axis=1, keepdims=True), 1e-9)
+    return np.asarray((scores - leaders.mean(axis=1, keepdims=True)) / spread, np.float32)
 
 
-def scaled(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scores whose best is 1 for every user."""
-    top = scores.max(axis=1, keepdims=True)
-    return np.asarray(scores / np.where(top > 0, top, np.float32(1)), np.float32)
-
-
-def measure(scores: Scores, train: Any, test: Any, users: NDArray[np.int64]) -> tuple[float, float]:
-    """Recall@20 and NDCG@20 over the users."""
-    recall, ndcg = [], []
+def measure(
+    parts: Mapping[str, Scores], merges: Collection[frozenset[str]], train: Any, test: Any, users: NDArray[np.int64]
+) -> dict[frozenset[str], NDArray[np.float64]]:
+    """Recall@20 and NDCG@20 of every user, shape (2, users), by each source alone and by sums of equal shares."""
+    wanted = {*merges, *(frozenset([name]) for name in parts)}
+    found: dict[frozenset[str], list[NDArray[np.float64]]] = {merge: [] for merge in wanted}
     for start in range(0, len(users), BLOCK):
         block = users[start : start + BLOCK]
-        found = judge(scores(train[block]), train[block], test[block])
-        recall.append(found[0])
-        ndcg.append(found[1])
-    return float(np.concatenate(recall).mean()), float(np.concatenate(ndcg).mean())
+        known, relevant = train[block], test[block]
+        scores = {name: standard(of(known), known) for name, of in parts.items()}
+        for merge, judged in found.items():
+            total = np.sum([scores[name] for name in sorted(merge)], axis=0)
+            judged.append(np.stack(judge(total, known, relevant)))
+    return {merge: np.concatenate(judged, axis=1) for merge, judged in found.items()}
 
 
 def judge(scores: NDArray[np.float32], known: Any, relevant: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -161,25 +160,23 @@ def judge(scores: NDArray[np.float32], known: Any, relevant: Any) -> tuple[NDArr
     return np.asarray(recall, np.float64), ndcg_of(scores, known, relevant, K)
 
 
-def choose(parts: Mapping[str, Scores], known: Any, held: Any, users: NDArray[np.int64]) -> dict[str, float]:
-    """The shares with the best NDCG@20 on what was held out, one source after the other, best one first."""
-    alone = {name: measure(scores, known, held, users)[1] for name, scores in parts.items()}
-    names = sorted(parts, key=lambda name: -alone[name])
-    blocks = [users[start : start + BLOCK] for start in range(0, len(users), BLOCK)]
-    held_scores = [{name: scaled(parts[name](known[block])) for name in names} for block in blocks]
+def choose(parts: Mapping[str, Scores], known: Any, held: Any, users: NDArray[np.int64]) -> frozenset[str]:
+    """The sources to merge: the best one, and whatever adds to NDCG@20 on what was held out, beyond chance.
 
-    def quality(shares: Mapping[str, float]) -> float:
-        found = []
-        for block, scores in zip(blocks, held_scores, strict=True):
-            total = sum(np.float32(share) * scores[name] for name, share in shares.items())
-            found.append(ndcg_of(np.asarray(total, np.float32), known[block], held[block], K))
-        return float(np.concatenate(found).mean())
-
-    shares = {name: float(name == names[0]) for name in names}
-    for _, name in itertools.product(range(2), names[1:]):
-        shares[name] = max(SHARES, key=lambda share: quality({**shares, name: share}))
-    print(f"  held out: { ({name: round(value, 4) for name, value in alone.items()}) }; shares {shares}", flush=True)
-    return shares
+    All have the same share, of scores in deviations: shares that are chosen fit the part that chose them.
+    """
+    merges = [frozenset(some) for count in range(1, len(parts) + 1) for some in combinations(parts, count)]
+    found = {merge: of[1] for merge, of in measure(parts, merges, known, held, users).items()}
+    means = {" + ".join(sorted(merge)): round(float(of.mean()), 4) for merge, of in found.items()}
+    print(f"  NDCG@{K} on what was held out: {means}", flush=True)
+    chosen = max((merge for merge in merges if len(merge) == 1), key=lambda merge: found[merge].mean())
+    while wider := [merge for merge in merges if chosen < merge and len(merge) == len(chosen) + 1]:
+        best = max(wider, key=lambda merge: found[merge].mean())
+        gain = found[best] - found[chosen]
+        if gain.mean() <= SURE * gain.std() / np.sqrt(len(gain)):
+            break
+        chosen = best
+    return chosen
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -193,30 +190,28 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     asked = np.flatnonzero(np.diff(test.matrix(shape).indptr))
     if arguments.quick:
         asked = np.sort(rng.permutation(asked)[:2_000])
-    choosing = np.sort(rng.permutation(able)[:CHOOSING])
+    specs = SPECS[:2] if arguments.quick else SPECS
     parts, chosen = {}, {}
-    for spec in SPECS if not arguments.quick else SPECS[:2]:
+    for spec in specs:
         parts[spec.name], chosen[spec.name] = fit(spec, train.take(~held), shape[1])
-        print(f"  {spec.name} fitted on nine tenths of train: {chosen[spec.name]}", flush=True)
-    shares = choose(parts, known, relevant, choosing)
-    whole, judged = train.matrix(shape), test.matrix(shape)
-    fitted: dict[str, Scores] = {}
-    figures: dict[str, dict[str, Any]] = {}
-    fitted["popular"] = popularity(train, shape[1])
-    figures["popular"] = {"fit_s": 0.0}
-    for spec in SPECS if not arguments.quick else SPECS[:2]:
+        print(f"  {spec.name} fitted on four fifths of train: {chosen[spec.name]}", flush=True)
+    merge = choose(parts, known, relevant, np.sort(rng.permutation(able)[:CHOOSING]))
+    parts.clear()
+    fitted: dict[str, Scores] = {"popular": popularity(train, shape[1])}
+    figures: dict[str, dict[str, Any]] = {"popular": {"fit_s": 0.0}}
+    for spec in specs:
         begun = time.perf_counter()
         fitted[spec.name], found = fit(spec, train, shape[1], chosen[spec.name])
         seconds = round(time.perf_counter() - begun, 1)
         plain = {name: value for name, value in found.items() if isinstance(value, float | int | str)}
         figures[spec.name] = {"fit_s": seconds, **plain}
-    fitted["merged"] = merged(fitted, shares)
-    figures["merged"] = {"fit_s": sum(held["fit_s"] for held in figures.values()), "shares": shares}
-    for name, scores in fitted.items():
-        recall, ndcg = measure(scores, whole, judged, asked)
+    figures["merged"] = {"fit_s": round(sum(figures[name]["fit_s"] for name in merge), 1), "of": sorted(merge)}
+    judged = measure(fitted, [merge], train.matrix(shape), test.matrix(shape), asked)
+    for name, part in {**{name: frozenset([name]) for name in fitted}, "merged": merge}.items():
+        recall, ndcg = judged[part].mean(axis=1).tolist()
         figures[name] = {"recall_20": round(recall, 4), "ndcg_20": round(ndcg, 4), **figures[name]}
         print(f"  {name:22} {recall:.4f} {ndcg:.4f}   {figures[name]}", flush=True)
-    best = max((name for name in figures if name != "merged"), key=lambda name: figures[name]["ndcg_20"])
+    best = max(fitted, key=lambda name: figures[name]["ndcg_20"])
     return {
         "recall_20": figures[best]["recall_20"],
         "ndcg_20": figures[best]["ndcg_20"],

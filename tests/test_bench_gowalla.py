@@ -1,0 +1,50 @@
+"""The bench of public sets: what it merges is of one size, and has proved itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import sparse
+
+from bench.quality_gowalla import Scores, choose, measure, read, standard
+
+
+def test_scores_of_any_size_are_measured_from_what_is_new_to_the_user() -> None:
+    known = sparse.csr_matrix(np.array([[0, 0, 1, 0], [0, 0, 0, 0]], np.float32))
+    scores = np.array([[1, 2, 99, 3], [1, 1, 1, 1]], np.float32)
+    found = standard(scores, known)
+    assert np.allclose(found, standard(scores * 1_000 + 5, known), atol=1e-4)
+    assert np.allclose(found[0, [0, 1, 3]], np.array([-1, 0, 1]) / np.sqrt(2 / 3), atol=1e-5)
+    assert not found[1].any()
+
+
+def fixed(scores: NDArray[np.float32]) -> Scores:
+    return lambda histories: scores[: histories.shape[0]]
+
+
+def test_sources_are_merged_where_they_add_something() -> None:
+    rng, users, items = np.random.default_rng(0), 300, 200
+    truth = rng.standard_normal((users, items), np.float32)
+    wanted = np.zeros((users, items), np.float32)
+    np.put_along_axis(wanted, np.argsort(-truth, axis=1)[:, :5], 1, axis=1)
+    noise = rng.standard_normal((3, users, items), np.float32)
+    parts = {
+        "good": fixed(truth + noise[0]),
+        "other": fixed(1_000 * (truth + noise[1])),
+        "copy": fixed(truth + noise[0] + 0.01 * noise[2]),
+        "noise": fixed(noise[2]),
+    }
+    nothing, held = sparse.csr_matrix((users, items), dtype=np.float32), sparse.csr_matrix(wanted)
+    everybody = np.arange(users)
+    assert choose(parts, nothing, held, everybody) in ({"good", "other"}, {"copy", "other"})
+    found = measure(parts, [frozenset(("good", "other"))], nothing, held, everybody)
+    assert set(found) == {frozenset(("good", "other")), *(frozenset([name]) for name in parts)}
+    assert found[frozenset(("good", "other"))][1].mean() > found[frozenset(["good"])][1].mean() + 0.05
+
+
+def test_a_folder_without_the_files_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="--data"):
+        read(tmp_path / "train.txt")
