@@ -20,10 +20,11 @@ from shortlist.features.table import FeatureTable
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Deadline, Query
 from shortlist.project import Project
+from shortlist.retrieval import item_weights
 from shortlist.retrieval.catalogue import Catalogue
 from shortlist.retrieval.eligibility import NotSeen
 from shortlist.retrieval.factors import Factors
-from shortlist.retrieval.item_weights import WEIGHTS, ItemWeights, greatest
+from shortlist.retrieval.item_weights import WEIGHTS, ItemWeights, Said, greatest
 from shortlist.retrieval.specs import (
     CoVisitation,
     GraphFilter,
@@ -172,6 +173,27 @@ def test_weights_speak_for_items_of_the_same_taste(spec: HistorySpec, tmp_path: 
     assert np.array_equal(ItemWeights.load(tmp_path / "a").sums(weights.items[:2]), weights.sums(weights.items[:2]))
 
 
+def test_of_long_histories_the_newest_part_stands_alone_and_sums_are_measured_from_the_leaders() -> None:
+    weights, _ = fit_item_weights(SPECS[0], acts(), 0, None, lambda _: None)
+    dense = dense_of(weights)
+    history = weights.items[[7, 7, 3, *range(8, 20)]]  # newest first; 7 twice
+    said = weights.says(history)
+    assert np.allclose(said.sums, dense[[3, *range(7, 20)]].sum(0), atol=1e-5)
+    assert np.allclose(said.recent, dense[[3, *range(7, 15)]].sum(0), atol=1e-5)
+    found = said.columns("x", np.array([4, -1, 9], np.int32))
+    assert found["x_score"] == pytest.approx([said.sums[4], np.nan, said.sums[9]], nan_ok=True)
+    assert found["x_recent"] == pytest.approx([said.recent[4], np.nan, said.recent[9]], nan_ok=True)
+    lead = (said.sums[[4, 9]] - said.sums.mean()) / said.sums.std()  # all 30 items are among the leaders
+    assert found["x_lead"][[0, 2]] == pytest.approx(lead, rel=1e-5)
+
+
+def test_leaders_are_the_greatest_sums_whatever_the_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(item_weights, "LEADERS", 2)
+    sums = np.array([0.0, 4.0, 1.0, 2.0], np.float32)
+    found = Said(sums, sums).columns("x", np.arange(4, dtype=np.int32))
+    assert found["x_lead"] == pytest.approx([-3.0, 1.0, -2.0, -1.0])
+
+
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: str(spec.name))
 def test_where_nobody_acted_twice_there_is_nothing_to_learn(spec: HistorySpec) -> None:
     nothing = hash_strings([])
@@ -303,17 +325,20 @@ class TestSource:
         world = World(spec, tmp_path)
         world.watch("me", "a1", "premiere")
         items = np.append(world.catalogue.index_of(["a2", "premiere", "b1"]), np.int32(-1))
-        described = world.hydrator.describe(query("me"), Candidates(items)).columns[f"{spec.name}_score"]
-        assert described[0] > described[2]
-        assert np.isnan(described[[1, 3]]).all()
-        nothing = world.hydrator.describe(query("stranger"), Candidates(items)).columns[f"{spec.name}_score"]
-        assert np.isnan(nothing).all()
+        described = world.hydrator.describe(query("me"), Candidates(items)).columns
+        nothing = world.hydrator.describe(query("stranger"), Candidates(items)).columns
+        assert tuple(described) == tuple(nothing) == world.hydrator.columns
+        assert f"{spec.name}_score" in described
+        for column, values in described.items():
+            assert values[0] > values[2]
+            assert np.isnan(values[[1, 3]]).all()
+            assert np.isnan(nothing[column]).all()
 
     def test_training_sees_what_serving_sees(self, spec: SourceSpec, tmp_path: Path) -> None:
         world = World(spec, tmp_path)
         world.watch("me", "a1", "b2")
         items = world.catalogue.index_of(["a2", "b3", "a7"])
-        served = world.hydrator.describe(query("me"), Candidates(items)).columns[f"{spec.name}_score"]
+        served = world.hydrator.describe(query("me"), Candidates(items)).columns
         rows = 3
         judged = Judged(
             np.repeat(hash_strings(["me"]), rows),
@@ -325,4 +350,6 @@ class TestSource:
             np.full(rows, np.nan),
         )
         said = row_columns(spec, world.lesson, tmp_path / spec.name, judged)
-        assert said[f"{spec.name}_score"] == pytest.approx(served, abs=1e-6)
+        assert said.keys() == served.keys()
+        for column, values in said.items():
+            assert values == pytest.approx(served[column], abs=1e-6)

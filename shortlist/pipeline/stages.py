@@ -47,6 +47,14 @@ class Hydrator(Stage, Protocol):
         """The same candidates in the same order, with more columns; the runner refuses anything else."""
 
 
+class Describing(Hydrator, Protocol):
+    """A hydrator that always writes the same columns, NaN where it knows nothing: it can be skipped."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What it writes."""
+
+
 class Filter(Stage, Protocol):
     """Drops candidates. Filters are never skipped, whatever the deadline: what they say holds always."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from shortlist.features.hashing import NOBODY, Hashes, hash_of
 from shortlist.features.index import KeyIndex
-from shortlist.pipeline.candidates import Candidates
+from shortlist.pipeline.candidates import Candidates, Column
 from shortlist.pipeline.query import Query
 from shortlist.pipeline.stages import Filter
 from shortlist.retrieval.alignment import Alignment
@@ -26,7 +27,37 @@ from shortlist.retrieval.eligibility import allowed, first_eligible, within
 from shortlist.retrieval.index import Rows
 
 WEIGHTS = "weights.npz"
+RECENT = 10
+"""The newest items of a history, whose sums also stand alone: what somebody is up to now."""
+LEADERS = 200
+"""The greatest sums, from which all are measured: histories of different lengths have sums of different sizes."""
 Sums = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a history says of every item of the release: the `sums` of all of it and of its `recent` part, (items,)."""
+
+    sums: Sums
+    recent: Sums
+
+    def columns(self, name: str, rows: Rows) -> dict[str, Column]:
+        """Of items by row: `<name>_score`, their sums; `<name>_recent`; and `<name>_lead`, by how many standard
+        deviations of the leaders a sum is above the leaders' mean. NaN for row -1, and where the history says nothing.
+        """
+        found = {column: np.full(len(rows), np.nan) for column in columns_of(name)}
+        if self.sums.any():
+            known = rows >= 0
+            score, recent, lead = found.values()
+            score[known], recent[known] = self.sums[rows[known]], self.recent[rows[known]]
+            leaders = np.partition(self.sums, max(len(self.sums) - LEADERS, 0))[-LEADERS:]
+            lead[known] = (score[known] - leaders.mean()) / max(float(leaders.std()), 1e-9)
+        return found
+
+
+def columns_of(name: str) -> tuple[str, str, str]:
+    """What a source of this name describes candidates with."""
+    return f"{name}_score", f"{name}_recent", f"{name}_lead"
 
 
 @njit(
@@ -61,8 +92,12 @@ class ItemWeights:
         """The row of each item, -1 where the release does not know it."""
         return self._places.find(hashes) - np.int32(1)
 
+    def says(self, history: NDArray[Any]) -> Said:
+        """What a history says: hashes, newest first, 0 = none. An item that was acted on twice says nothing more."""
+        return Said(self.sums(distinct(history)), self.sums(distinct(history[:RECENT])))
+
     def sums(self, history: Hashes) -> Sums:
-        """What a history (hashes, each item once, 0 = none) says of every item, shape (items,); 0 where nothing."""
+        """The sums of the rows of a history (hashes, each item once), shape (items,); 0 where nothing is known."""
         sums = np.zeros(len(self.items), np.float32)
         _add(self.rows_of(history), self.starts, self.columns, self.weights, sums)
         return sums
@@ -91,8 +126,7 @@ class ItemWeights:
 
 class HistorySource:
     """A query hydrator, a source and a hydrator: sums up the history, proposes what has the greatest positive sums,
-    and describes candidates with `<name>_score`: the sum; NaN for items that the release does not know, and for
-    everything where the history says nothing.
+    and describes candidates with what it says of them (`Said.columns`).
     """
 
     def __init__(
@@ -106,25 +140,25 @@ class HistorySource:
         filters: Sequence[Filter] = (),
     ) -> None:
         self.name, self.model, self.catalogue, self.user, self.history = name, model, catalogue, user, history
-        self.quota, self.filters = quota, tuple(filters)
+        self.quota, self.filters, self.columns = quota, tuple(filters), columns_of(name)
         self.alignment = Alignment(model, catalogue)
 
     def learn(self, query: Query) -> Mapping[str, Any]:
-        """What the history says of every item of the release, as `<name>_sums`."""
-        return {f"{self.name}_sums": self.sums(query)}
+        """What the history says of every item of the release, as `<name>_says`."""
+        return {f"{self.name}_says": self.says(query)}
 
-    def sums(self, query: Query) -> Sums:
-        """The sums of the query's user as of its `now`; what was learned about the query is not computed again."""
-        known: Sums | None = query.known.get(f"{self.name}_sums")
+    def says(self, query: Query) -> Said:
+        """What the user's history says as of the query's `now`; what was learned about the query stands."""
+        known: Said | None = query.known.get(f"{self.name}_says")
         if known is not None:
             return known
         user = NOBODY if query.user is None else hash_of(query.user)
         read = self.catalogue.table.read({self.user: user}, query.now, query.context, [self.history])
-        return self.model.sums(distinct(read[self.history][0]))
+        return self.model.says(read[self.history][0])
 
     def propose(self, query: Query) -> Candidates:
         """At most `quota` eligible items, greatest sum first; ties in order of hash."""
-        sums = self.sums(query)
+        sums = self.says(query).sums
         positive = np.flatnonzero(sums > 0)
         mask = allowed(query)
         if mask is not None:
@@ -137,12 +171,8 @@ class HistorySource:
         return first_eligible(self.filters, query, self.quota, len(positive), top)
 
     def describe(self, query: Query, candidates: Candidates) -> Candidates:
-        """The same candidates with the column `<name>_score`."""
-        rows, sums = self.alignment.rows_of(candidates.items), self.sums(query)
-        scores = np.full(len(rows), np.nan)
-        if sums.any():
-            scores[rows >= 0] = sums[rows[rows >= 0]]
-        return candidates.describe({f"{self.name}_score": scores})
+        """The same candidates with what the history says of them."""
+        return candidates.describe(self.says(query).columns(self.name, self.alignment.rows_of(candidates.items)))
 
 
 def distinct(history: NDArray[Any]) -> Hashes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -80,7 +81,7 @@ def load_champion(
         hydrators=[*retrieval.hydrators, features],
         selector=slate.selector,
         observers=[observer],
-        defaults={stage.name: {f"{stage.name}_score": float("nan")} for stage in retrieval.hydrators},
+        defaults={stage.name: dict.fromkeys(stage.columns, math.nan) for stage in retrieval.hydrators},
         last_resort=Everything(retrieval.last_resort, catalogue),
         release=release.version,
         versions={"release": release.version, "features": manifest.fingerprint[:12], "ranker": manifest.ranker},

@@ -11,7 +11,7 @@ from functools import singledispatch
 from pathlib import Path
 
 from shortlist.features.table import FeatureTable
-from shortlist.pipeline.stages import Filter, Hydrator, Merger, QueryHydrator, Source
+from shortlist.pipeline.stages import Describing, Filter, Merger, QueryHydrator, Source
 from shortlist.project import Project
 from shortlist.retrieval.catalogue import Catalogue
 from shortlist.retrieval.eligibility import Available, Excluded, NotSeen, Where
@@ -45,7 +45,7 @@ class SourceStages:
 
     source: Source
     understand: tuple[QueryHydrator, ...] = ()
-    hydrators: tuple[Hydrator, ...] = ()
+    hydrators: tuple[Describing, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Retrieval:
     sources: tuple[Source, ...]
     merger: Merger
     filters: tuple[Filter, ...]
-    hydrators: tuple[Hydrator, ...]
+    hydrators: tuple[Describing, ...]
     last_resort: Source
 
 

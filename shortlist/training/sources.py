@@ -23,7 +23,7 @@ from shortlist.pipeline.candidates import Column
 from shortlist.project import Project
 from shortlist.retrieval.factors import Factors
 from shortlist.retrieval.item_tower import ItemTower
-from shortlist.retrieval.item_weights import ItemWeights, distinct
+from shortlist.retrieval.item_weights import ItemWeights, columns_of
 from shortlist.retrieval.live_items import Describer
 from shortlist.retrieval.machine import Machine
 from shortlist.retrieval.nearest import VectorModel
@@ -226,13 +226,13 @@ def _(spec: HistorySpec, lesson: Lesson, directory: Path, rows: Judged) -> Mappi
     model = ItemWeights.load(directory)
     _, first, counts = np.unique(rows.request, return_index=True, return_counts=True)
     histories = histories_of(lesson, spec.history.name, rows.user[first], rows.position[first], rows.now[first])
-    items, scores = model.rows_of(rows.item), np.full(len(rows), np.nan)
+    items = model.rows_of(rows.item)
+    found: dict[str, Column] = {column: np.full(len(rows), np.nan) for column in columns_of(spec.name)}
     for start, count, history in zip(first, counts, histories, strict=True):
-        sums = model.sums(distinct(history))
-        if sums.any():
-            part = start + np.flatnonzero(items[start : start + count] >= 0)
-            scores[part] = sums[items[part]]
-    return {f"{spec.name}_score": scores}
+        part = slice(start, start + count)
+        for column, values in model.says(history).columns(spec.name, items[part]).items():
+            found[column][part] = values
+    return found
 
 
 @row_columns.register
