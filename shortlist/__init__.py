@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from shortlist.framing.objective import Constraints, Guardrail, Objective
     from shortlist.framing.problems import Problem, ProjectError
     from shortlist.project import Project, load_project
-    from shortlist.ranking.specs import BoostedTrees, DeepCross, LambdaMART, LogisticRegression
+    from shortlist.ranking.specs import BoostedTrees, DeepCross, Ensemble, LambdaMART, LogisticRegression
     from shortlist.retrieval.specs import (
         CoVisitation,
         FactorizationMachine,
@@ -41,6 +41,7 @@ __all__ = [
     "CoVisitation",
     "Constraints",
     "DeepCross",
+    "Ensemble",
     "Entity",
     "Event",
     "EventType",
@@ -79,7 +80,7 @@ _HOMES = {
     "shortlist.framing.objective": ("Constraints", "Guardrail", "Objective"),
     "shortlist.framing.problems": ("Problem", "ProjectError"),
     "shortlist.project": ("Project", "load_project"),
-    "shortlist.ranking.specs": ("BoostedTrees", "DeepCross", "LambdaMART", "LogisticRegression"),
+    "shortlist.ranking.specs": ("BoostedTrees", "DeepCross", "Ensemble", "LambdaMART", "LogisticRegression"),
     "shortlist.retrieval.specs": (
         "CoVisitation",
         "FactorizationMachine",

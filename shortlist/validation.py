@@ -340,7 +340,7 @@ def of_slate(project: Unbelieved) -> Iterator[Problem]:
 
 EXAMPLES = {
     "sources": "Popular() or TwoTower(...)",
-    "rankers": "LogisticRegression(), LambdaMART(), BoostedTrees(...) or DeepCross()",
+    "rankers": "LogisticRegression(), LambdaMART(), BoostedTrees(...), DeepCross() or Ensemble()",
 }
 
 

@@ -17,7 +17,7 @@ from shortlist.events.log import MemoryLog
 from shortlist.events.schema import Entity
 from shortlist.features.definitions import EventType, Feature, Impression
 from shortlist.project import Project
-from shortlist.ranking.specs import LambdaMART, LogisticRegression
+from shortlist.ranking.specs import Ensemble, LambdaMART, LogisticRegression
 from shortlist.retrieval.specs import Popular, TwoTower
 from shortlist.training.dataset import survey, write_dataset
 from shortlist.training.releases import Registry, Release
@@ -138,6 +138,16 @@ def test_what_is_published_learned_from_the_held_out_part_too(trained: Release, 
     assert rankers
     assert all(after[name] == before[name] for name in rankers)
     assert any(after.get(name) != before[name] for name in before if name.startswith("sources/"))
+
+
+def test_an_ensemble_is_made_of_the_others_and_serves_unless_one_of_them_is_surely_better(tmp_path: Path) -> None:
+    of = project(rankers=[Ensemble(), LambdaMART(trees=5)])  # declared before what it is made of
+    release = train(of, log_of(taste_events(700)), tmp_path, seed=5, force=True)
+    assert release.manifest.rankers == ("lambdamart", "logistic_regression", "ensemble")
+    chosen_by = release.manifest.details["chosen"]["validation_ndcg@10"]
+    assert set(chosen_by) == set(release.manifest.rankers)
+    assert release.manifest.details["chosen"]["ranker"] == "ensemble"
+    assert set(release.manifest.details["evaluation"]["methods"]) >= {"ensemble", "lambdamart", "two_stage"}
 
 
 def test_the_simplest_ranker_that_no_other_beats_for_certain_is_chosen() -> None:

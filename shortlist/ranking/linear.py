@@ -58,15 +58,15 @@ class Linear:
 
     def score(self, matrix: Matrix, names: Sequence[str]) -> NDArray[np.float64]:
         """The probability of each row of `matrix` [features, rows], whose features are named by `names`."""
-        return sigmoid(self.log_odds(matrix, names))
+        return sigmoid(self.margin(matrix, names))
 
-    def log_odds(self, matrix: Matrix, names: Sequence[str]) -> NDArray[np.float64]:
+    def margin(self, matrix: Matrix, names: Sequence[str]) -> NDArray[np.float64]:
         """The log-odds of the score of each row."""
         return np.asarray(self.bias + self._contributions(matrix, names).sum(axis=0))
 
     def probabilities(self, matrix: Matrix, names: Sequence[str]) -> Mapping[str, NDArray[np.float64]]:
         """The calibrated probability of each action on each row; nothing where training could not calibrate."""
-        return probabilities(self.log_odds(matrix, names), self.heads)
+        return probabilities(self.margin(matrix, names), self.heads)
 
     def explain(self, matrix: Matrix, names: Sequence[str]) -> Mapping[str, NDArray[np.float64]]:
         """What each column, and `bias`, adds to the log-odds of each row."""

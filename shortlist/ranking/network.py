@@ -93,6 +93,10 @@ class Network:
         """The blend of each row of `matrix` [features, rows], whose features are named by `names`."""
         return self._blend(self._inputs_of(matrix, names))
 
+    def margin(self, matrix: Matrix, names: Sequence[str]) -> Floats:
+        """The score itself."""
+        return self.score(matrix, names)
+
     def probabilities(self, matrix: Matrix, names: Sequence[str]) -> Mapping[str, Floats]:
         """The probability of each action on each row, were it shown at an average place."""
         columns = self._probabilities(self._inputs_of(matrix, names)).T

@@ -24,8 +24,11 @@ class MatrixScorer(Protocol):
     def score(self, matrix: Matrix, names: Sequence[str]) -> NDArray[np.float64]:
         """One score per row, higher is better; `names` names the rows of `matrix`. Raises MissingColumnsError."""
 
+    def margin(self, matrix: Matrix, names: Sequence[str]) -> NDArray[np.float64]:
+        """The score on the scale on which contributions add up, such as the log-odds of a probability."""
+
     def explain(self, matrix: Matrix, names: Sequence[str]) -> Mapping[str, NDArray[np.float64]]:
-        """What each column, and `bias`, adds to the score; the class says to which scale they add up."""
+        """What each column, and `bias`, adds to the margin."""
 
     def probabilities(self, matrix: Matrix, names: Sequence[str]) -> Mapping[str, NDArray[np.float64]]:
         """The calibrated probability of each action on each row, by action; none where training could not calibrate."""

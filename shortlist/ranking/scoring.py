@@ -1,8 +1,8 @@
 """The stage that scores candidates with a trained ranker, and how a trained ranker is loaded.
 
-A ranker's directory holds `ranker.json` (its kind, its columns) and the model: `linear.json`, `trees.txt`, or
-`network.json` beside `network.onnx`; beside the first two `calibration.json`, where they could be calibrated. Loading
-executes nothing.
+A ranker's directory holds `ranker.json` (its kind, its columns) and the model: `linear.json`, `trees.txt`,
+`network.json` beside `network.onnx`, or `ensemble.json` beside the directories of its members; beside all but the
+network `calibration.json`, where they could be calibrated. Loading executes nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from shortlist.pipeline.candidates import Candidates, Column
 from shortlist.pipeline.query import Query
 from shortlist.ranking.calibration import load_heads
+from shortlist.ranking.ensemble import Ensemble, Member, load_members
 from shortlist.ranking.linear import Linear
 from shortlist.ranking.scorer import Matrix, MatrixScorer
 
@@ -29,8 +30,8 @@ class RankerError(ValueError):
 def load_scorer(directory: Path) -> MatrixScorer:
     """The ranker that `training.rankers.fit_ranker` wrote.
 
-    Raises ValueError (RankerError, ModelTextError, LinearError, NetworkError, CalibrationError) where a file is
-    damaged, OSError where one is missing.
+    Raises ValueError (RankerError, ModelTextError, LinearError, NetworkError, EnsembleError, CalibrationError) where a
+    file is damaged, OSError where one is missing.
     """
     path = directory / DESCRIPTION
     try:
@@ -65,10 +66,17 @@ def _load_network(directory: Path, columns: tuple[str, ...]) -> MatrixScorer:  #
     return Network.load(directory)
 
 
+def _load_ensemble(directory: Path, columns: tuple[str, ...]) -> MatrixScorer:
+    spreads = load_members(directory)
+    members = [Member(name, load_scorer(directory / name), spread) for name, spread in spreads.items()]
+    return Ensemble(members, columns, load_heads(directory))
+
+
 LOADERS: Mapping[str, Callable[[Path, tuple[str, ...]], MatrixScorer]] = {
     "linear": _load_linear,
     "trees": _load_trees,
     "network": _load_network,
+    "ensemble": _load_ensemble,
 }
 
 

@@ -45,6 +45,10 @@ class Trees:
         """The raw score of each row of `matrix` [features, rows], whose features are named by `names`."""
         return self._vectors.score(as_matrix(matrix, names), self._columns.positions(names))
 
+    def margin(self, matrix: Matrix, names: Sequence[str]) -> NDArray[np.float64]:
+        """The score itself."""
+        return self.score(matrix, names)
+
     def probabilities(self, matrix: Matrix, names: Sequence[str]) -> Mapping[str, NDArray[np.float64]]:
         """The calibrated probability of each action on each row; nothing where training could not calibrate."""
         return probabilities(self.score(matrix, names), self.heads)

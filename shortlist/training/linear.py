@@ -59,7 +59,7 @@ def fit_linear(
     figures = {"penalty": penalty, "log_loss": log_loss(weights @ design, acted, counts)}
     if not held_out or asked is None:
         return Fit("linear", figures)
-    scores = served.log_odds(asked.matrix, asked.names)
+    scores = served.margin(asked.matrix, asked.names)
     return Fit("linear", {**figures, "held_out_ndcg@10": float(quality.mean())}, scores=scores)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from shortlist.ranking.calibration import save_heads
 from shortlist.ranking.scoring import DESCRIPTION
-from shortlist.ranking.specs import BoostedTrees, DeepCross, LogisticRegression, RankerSpec
+from shortlist.ranking.specs import BoostedTrees, DeepCross, Ensemble, LogisticRegression, RankerSpec
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps at most)."""
@@ -222,7 +222,9 @@ def fit(
     progress: Progress,  # noqa: ARG001
 ) -> Fit:
     """Write the model's files. Register a new kind of ranker here."""
-    raise TypeError(f"no ranker is fitted by {spec!r}; expected LogisticRegression(), BoostedTrees() or DeepCross()")
+    raise TypeError(
+        f"no ranker is fitted by {spec!r}; expected LogisticRegression(), BoostedTrees(), DeepCross() or Ensemble()"
+    )
 
 
 @fit.register
@@ -267,3 +269,19 @@ def _(
     from shortlist.training.linear import fit_linear
 
     return fit_linear(data, validation, directory, seed, progress)
+
+
+@fit.register
+def _(
+    spec: Ensemble,  # noqa: ARG001
+    data: RankingData,
+    validation: RankingData | None,
+    directory: Path,
+    seed: int,  # noqa: ARG001
+    progress: Progress,
+) -> Fit:
+    from shortlist.training.ensemble import fit_ensemble
+
+    made = fit_ensemble(data, validation, directory)
+    progress(1, 1)
+    return made

@@ -10,6 +10,7 @@ import numpy as np
 
 from shortlist.pipeline.candidates import Candidates, Column
 from shortlist.pipeline.query import Query
+from shortlist.ranking.ensemble import Ensemble
 from shortlist.ranking.linear import Linear
 from shortlist.ranking.scoring import RankerStage
 from shortlist.ranking.trees import Trees
@@ -76,6 +77,13 @@ def _(part: Linear) -> Reason:
 @reason.register
 def _(part: Trees) -> Reason:
     return Reason(f"its path through {len(part.model.trees)} trees, and what each column adds along them", PATHS)
+
+
+@reason.register
+def _(part: Ensemble) -> Reason:
+    reasons = {member.name: reason(member.scorer) for member in part.members}
+    words = "; ".join(f"{name}: {each.words}" for name, each in reasons.items())
+    return Reason(f"the mean of {len(reasons)} rankers ({words})", max(each.effort for each in reasons.values()))
 
 
 def attribution(stage: RankerStage, query: Query, candidates: Candidates) -> Attribution:
