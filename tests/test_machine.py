@@ -25,7 +25,7 @@ from shortlist.retrieval.eligibility import NotSeen
 from shortlist.retrieval.machine import FACTS, TABLES, Machine, steps_of
 from shortlist.retrieval.specs import FactorizationMachine, seen_features
 from shortlist.training.assembly import Place, load_source
-from shortlist.training.machine import Described, Impressions, directions, factors_of, fit_machine
+from shortlist.training.machine import Described, Impressions, ages_of, directions, factors_of, fit_machine
 from shortlist.training.rankers import NothingToLearnError
 from shortlist.training.rows import Judged, everyone, observed_positives, shown
 from shortlist.training.sampling import look, sweep, update
@@ -229,13 +229,11 @@ def test_numbers_are_cut_into_steps_and_missing_ones_are_none() -> None:
 
 def test_a_weight_is_a_polya_gamma_number() -> None:
     n = 100_000
-    nobody, places = np.zeros(n, np.int32), np.zeros(n, np.int32)
+    nobody = np.zeros(n, np.int32)
+    weight, rest, one = np.empty(n), np.empty(n), np.zeros((1, 2))
     for odds in (0.0, -2.5, 4.0, 12.0):
-        weight, rest = np.empty(n), np.empty(n)
-        one = np.zeros((1, 2))
-        # fmt: off
-        look(np.uint64(7), nobody, nobody, places, np.zeros(n, np.bool_), one, one, odds, np.ones(1), weight, rest)
-        # fmt: on
+        base = np.array([odds])
+        look(np.uint64(7), nobody, nobody, nobody, nobody, nobody > 0, one, one, base, np.ones(1), weight, rest)
         mean = 0.25 if odds == 0 else math.tanh(odds / 2) / (2 * odds)
         size = abs(odds)
         spread = 1 / 24 if odds == 0 else (math.sinh(size) - size) / (4 * size**3 * math.cosh(size / 2) ** 2)
@@ -247,7 +245,9 @@ def test_who_acted_has_looked_and_others_as_often_as_they_may_have() -> None:
     n = 100_000
     nobody, acted = np.zeros(n, np.int32), np.arange(n) < 1_000
     weight, rest, one = np.empty(n), np.empty(n), np.zeros((1, 2))
-    look(np.uint64(1), nobody, nobody, nobody, acted, one, one, 0.0, np.array([0.4]), weight, rest)
+    # fmt: off
+    look(np.uint64(1), nobody, nobody, nobody, nobody, acted, one, one, np.zeros(1), np.array([0.4]), weight, rest)
+    # fmt: on
     assert (weight[:1_000] > 0).all()
     assert (weight[1_000:] > 0).mean() == pytest.approx(0.4 * 0.5 / (1 - 0.4 * 0.5), abs=0.01)
 
@@ -261,12 +261,13 @@ def test_a_vector_is_drawn_around_its_mean_given_the_other_side() -> None:
     order = np.argsort(owner, kind="stable")
     starts = np.searchsorted(owner[order], np.arange(n + 1))
     means, drawn, noise = np.empty((n, d)), np.empty((n, d)), rng.normal(size=(n, d))
-    update(starts, order, other, acted, weight, -1.0, partners, prior, precision, noise, means, drawn)
+    age, base = rng.integers(0, 2, rows).astype(np.int32), np.array([-1.0, 2.0])
+    update(starts, order, other, age, acted, weight, base, partners, prior, precision, noise, means, drawn)
     for one in range(n):
         mine = np.flatnonzero((owner == one) & (weight > 0))
         lines = np.column_stack([partners[other[mine], :-1], np.ones(len(mine))])
         matrix = np.diag(precision) + (lines * weight[mine, None]).T @ lines
-        left = np.where(acted[mine], 0.5, -0.5) - weight[mine] * (partners[other[mine], -1] - 1.0)
+        left = np.where(acted[mine], 0.5, -0.5) - weight[mine] * (partners[other[mine], -1] + base[age[mine]])
         assert means[one] == pytest.approx(np.linalg.solve(matrix, precision * prior[one] + lines.T @ left))
         strays = np.linalg.solve(np.linalg.cholesky(matrix).T, noise[one])
         assert drawn[one] - means[one] == pytest.approx(strays)
@@ -296,6 +297,25 @@ def test_few_directions_hold_the_mean_of_the_products() -> None:
     found = (left @ turns[0]) @ (right @ turns[1]).T
     assert ((found - mean) ** 2).sum() < 0.0011 * (mean**2).sum()
     assert turns[0].shape == (15, turns[1].shape[1])
+
+
+def test_an_item_is_as_old_as_it_was_shown_and_what_was_there_before_is_oldest(world: World) -> None:
+    items = world.lesson.known.items
+    n, known = len(items), np.arange(len(items) - 1, dtype=np.int32)  # nothing is said of the last one
+    at, now = np.full(n - 1, world.log.position), np.full(n - 1, 9 * DAY)
+    assert not ages_of(known, at, now, items).any()  # all of them were there before
+    names = [f"new{number}" for number in range(16)]
+    world = World(slates=0)
+    start = world.log.position
+    world.add(*(Event("film", 3 * DAY, {"film": name}, {}) for name in names))
+    items = world.lesson.known.items
+    shown_items = np.concatenate([[0], np.repeat(np.arange(n, n + 16), 2)]).astype(np.int32)
+    now = np.concatenate([[3 * DAY], *([3 * DAY, 3 * DAY + (number + 1) * DAY] for number in range(16))])
+    steps = ages_of(shown_items, np.full(33, start), now, items)
+    assert steps[0] == steps.max()  # it was there before anything was shown
+    assert (np.diff(steps[2::2]) >= 0).all()
+    assert (steps[1::2] == 0).all()
+    assert steps[-1] == steps.max() > 2
 
 
 def test_places_that_are_not_known_stand_apart(world: World) -> None:

@@ -8,7 +8,8 @@ score is the mean over the samples: of the many vectors that explain the past eq
 than is known, and they disagree about what is not.
 
 An impression that was not acted on was seen and left, or never looked at: which, is drawn (position-based model;
-Craswell et al., WSDM 2008). The place with most actions per impression is taken as one that is always looked at.
+Craswell et al., WSDM 2008). The place with most actions per impression is taken as one that is always looked at. What
+is new may be wanted for being new: each age of items has a log-odds of its own, and the score is that of an old one.
 """
 
 from __future__ import annotations
@@ -51,11 +52,12 @@ ENERGY, MOST_DIRECTIONS = 0.999, 126
 
 @dataclass(frozen=True)
 class Impressions:
-    """What was shown: the places of users and items among those known, the place on the screen (0: unknown), acted?"""
+    """What was shown: users and items by index, the place on the screen, the step of the item's age, acted?"""
 
     user: NDArray[np.int32]
     item: NDArray[np.int32]
     place: NDArray[np.int32]
+    age: NDArray[np.int32]
     acted: NDArray[np.bool_]
 
     def __len__(self) -> int:
@@ -71,8 +73,32 @@ class Impressions:
             users[kept],
             items[kept],
             place.astype(np.int32),
+            ages_of(items[kept], rows.position[kept], rows.now[kept], known.items),
             np.ascontiguousarray(rows.gain[kept] > 0),
         )
+
+
+def ages_of(
+    item: NDArray[np.int32], position: NDArray[np.int64], now: NDArray[np.int64], items: Entities
+) -> NDArray[np.int32]:
+    """The step of each impression by how long ago its item was first shown, the newest first.
+
+    What was there before anything was shown may be of any age: it is in the last step, with the oldest.
+    """
+    known = np.zeros(len(items), np.bool_)
+    begun = np.full(len(items), position.min() if len(position) else 0)
+    for attribute in items.attributes.values():
+        known |= attribute.versions(np.arange(1, len(items) + 1, dtype=np.int32), begun) > 0
+    before = int(np.flatnonzero(known).max(initial=-1)) + 1  # items stand in the order in which the log named them
+    first = np.full(len(items), np.iinfo(np.int64).max)
+    np.minimum.at(first, item, now)
+    aged = item >= before
+    age = np.log1p((now - first[item])[aged])
+    edges = np.unique(np.quantile(age, np.arange(1, STEPS) / STEPS)) if len(age) else age
+    edges = edges[edges > age.min(initial=0.0)]
+    steps = np.full(len(item), len(edges), np.int32)
+    steps[aged] = np.searchsorted(edges, age, side="right")
+    return steps
 
 
 @dataclass
@@ -179,23 +205,27 @@ class Sample:
 
 @dataclass
 class Sampler:
-    """The state of the chain. `seen` is the probability of each place to be looked at."""
+    """The state of the chain.
+
+    `seen` is the probability of each place to be looked at, `base` the log-odds that each age begins with.
+    """
 
     shown: Impressions
     users: Half
     items: Half
     seen: Floats
     rng: np.random.Generator
-    intercept: float
+    base: Floats
     kept: tuple[list[Sample], list[Sample]] = field(default_factory=lambda: ([], []))
-    intercepts: list[float] = field(default_factory=list)
+    bases: list[float] = field(default_factory=list)
 
     @classmethod
     def of(cls, shown: Impressions, users: Half, items: Half, rng: np.random.Generator) -> Sampler:
         """A chain at its beginning."""
         rate = float(shown.acted.mean())
         places = int(shown.place.max()) + 1
-        return cls(shown, users, items, np.full(places, 0.5), rng, float(np.log(rate / (1 - rate))))
+        base = np.full(int(shown.age.max()) + 1, np.log(rate / (1 - rate)))
+        return cls(shown, users, items, np.full(places, 0.5), rng, base)
 
     def step(self) -> None:
         """Draw everything once, given everything else."""
@@ -203,17 +233,17 @@ class Sampler:
         weight, rest = np.empty(len(shown)), np.empty(len(shown))
         seed = self.rng.integers(0, 2**64, dtype=np.uint64)
         # fmt: off
-        look(seed, shown.user, shown.item, shown.place, shown.acted, users.vectors, items.vectors,
-             self.intercept, self.seen, weight, rest)
+        look(seed, shown.user, shown.item, shown.place, shown.age, shown.acted, users.vectors, items.vectors,
+             self.base, self.seen, weight, rest)
         # fmt: on
-        total = weight.sum() + RATE
-        mean = (np.where(shown.acted, 0.5, -0.5)[weight > 0].sum() - (weight * rest).sum()) / total
-        self.intercept = float(mean + self.rng.standard_normal() / total**0.5)
+        outcome = np.where(shown.acted, 0.5, -0.5) * (weight > 0) - weight * rest
+        total = np.bincount(shown.age, weight) + RATE
+        self.base = np.bincount(shown.age, outcome) / total + self.rng.standard_normal(len(total)) / np.sqrt(total)
         self._see(weight > 0)
         for half, other, partners in ((users, shown.item, items), (items, shown.user, users)):
             noise = self.rng.standard_normal(half.vectors.shape)
             # fmt: off
-            update(half.starts, half.order, other, shown.acted, weight, self.intercept, partners.vectors,
+            update(half.starts, half.order, other, shown.age, shown.acted, weight, self.base, partners.vectors,
                    half.prior, half.precision, noise, half.means, half.vectors)
             # fmt: on
             half.describe(self.rng)
@@ -230,7 +260,7 @@ class Sampler:
         """Keep this sample: the means that the vectors were drawn around, which say the same with less noise."""
         self.kept[0].append(Sample.of(self.users, self.users.means))
         self.kept[1].append(Sample.of(self.items, self.items.means))
-        self.intercepts.append(self.intercept)
+        self.bases.append(float(self.base[-1]))
 
 
 def fit_machine(
@@ -280,7 +310,7 @@ def written(spec: FactorizationMachine, chain: Sampler, known: Known, seed: int)
     turns = directions(users.factors, items.factors)
     user = side_of(users, turns[0], chain.users, known.users, spec.user_attributes, -2)
     item = side_of(items, turns[1], chain.items, known.items, spec.item_attributes, -1)
-    user.start[-2] += np.float32(np.mean(chain.intercepts))
+    user.start[-2] += np.float32(np.mean(chain.bases))
     user.start[-1] = item.start[-2] = 1.0
     vectors = item.vectors(
         np.arange(1, len(item.ids) + 1, dtype=np.int32), columns_of(known.items, spec.item_attributes)

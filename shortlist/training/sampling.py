@@ -99,11 +99,11 @@ def _polya_gamma(log_odds, state):  # type: ignore[no-untyped-def]
 
 
 @outer
-def look(seed, user, item, place, acted, users, items, intercept, seen, weight, rest):  # type: ignore[no-untyped-def]
+def look(seed, user, item, place, age, acted, users, items, base, seen, weight, rest):  # type: ignore[no-untyped-def]
     """Draw which impressions were looked at and their Pólya-Gamma `weight`, 0 for the others, given both sides.
 
-    `users`, `items` have their bias last; `seen` is the probability of each place to be looked at. Whoever acted has
-    looked. `rest` is the log-odds without the intercept.
+    `users`, `items` have their bias last; `seen` is the probability of each place to be looked at, `base` the log-odds
+    that each age of an item begins with. Whoever acted has looked. `rest` is the log-odds without the base.
     """
     last = users.shape[1] - 1
     for block in prange((len(user) + BLOCK - 1) // BLOCK):
@@ -115,7 +115,7 @@ def look(seed, user, item, place, acted, users, items, intercept, seen, weight, 
             for number in range(last):
                 total += a[number] * b[number]
             rest[row] = total
-            log_odds = total + intercept
+            log_odds = total + base[age[row]]
             look = seen[place[row]]
             looked = True
             if look < 1.0 and not acted[row]:
@@ -125,7 +125,7 @@ def look(seed, user, item, place, acted, users, items, intercept, seen, weight, 
 
 
 @outer
-def update(starts, order, other, acted, weight, intercept, partners, prior, precision, noise, means, drawn):  # type: ignore[no-untyped-def]
+def update(starts, order, other, age, acted, weight, base, partners, prior, precision, noise, means, drawn):  # type: ignore[no-untyped-def]
     """One side, given the other: the mean of each vector, and a vector that is drawn around it.
 
     Row i of the log is `order[...]`, sorted by this side; `partners` are the other side's vectors, bias last. `prior`
@@ -143,7 +143,7 @@ def update(starts, order, other, acted, weight, intercept, partners, prior, prec
             if w == 0.0:
                 continue
             partner = partners[other[row]]
-            outcome = (0.5 if acted[row] else -0.5) - w * (intercept + partner[d - 1])
+            outcome = (0.5 if acted[row] else -0.5) - w * (base[age[row]] + partner[d - 1])
             for a in range(d - 1):
                 line[a] = partner[a]
             for a in range(d):
