@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numba
 import numpy as np
@@ -30,6 +32,7 @@ from shortlist.training.rankers import NothingToLearnError
 from shortlist.training.rows import Judged, everyone, observed_positives, shown
 from shortlist.training.sampling import look, sweep, update
 from shortlist.training.sources import Lesson, fit_source, row_columns
+from tests import test_contracts as contracts
 
 DAY = 86_400_000
 user, film = Entity("user", country=str, age=int), Entity("film", genre=str, tags=list[str], year=int, note=str)
@@ -157,6 +160,22 @@ def test_whoever_asks_gets_items_each_once_and_a_score_for_each(world: World, fi
     scores = source.describe(query(who), found).columns["factorization_machine_score"]  # type: ignore[attr-defined]
     assert np.isfinite(scores).all()
     assert (np.diff(scores) <= 1e-5).all()
+
+
+@pytest.mark.parametrize("who", contracts.READERS)
+def test_it_keeps_what_every_source_and_every_hydrator_promises(fitted: Path, who: str | None) -> None:
+    world = World(slates=3)
+    world.add(Event("film", 29 * DAY, {"film": "dune"}, described(2)))
+    source: Any = load_source(SPEC, place(world, fitted)).source
+    pipelines: Any = (SimpleNamespace(understand=(source,), hydrators=(source,)),)
+    house = contracts.House(pipelines, {"propose": [source], "describe": [source]}, 41)
+    contracts.test_a_source_proposes_each_item_at_most_once(house, who)
+    contracts.test_a_hydrator_describes_the_candidates_it_was_given_and_depends_on_no_other(house, who)
+    vectors, asked = source.item_vectors(np.array([3, -1, 40], np.int32)), house.query(who)
+    scores = source.describe(asked, Candidates(np.array([3, -1, 40], np.int32))).columns[f"{SPEC.name}_score"]
+    assert not vectors[1].any()
+    assert np.isnan(scores[1])
+    assert vectors[[0, 2]] @ asked.known[f"{SPEC.name}_vector"] == pytest.approx(scores[[0, 2]], rel=1e-5)
 
 
 def test_training_sees_what_serving_sees(fitted: Path) -> None:
