@@ -233,10 +233,12 @@ def test_a_slate_is_logged_as_impressions_with_vectors_that_replay_confirms(clie
     assert [row["impression.position"] for row in rows] == list(range(1, 8))
     assert {row["impression.release"] for row in rows} == {slate["release"]}
     assert {row["impression.propensity"] for row in rows} == {1.0}
+    assert {row["impression.context"] for row in rows} == {'{"device":"tv"}'}
     assert [row["impression.score"] for row in rows] == [ranked["score"] for ranked in slate["items"]]
     assert all(row["impression.vector"] and row["impression.log_position"] <= row["offset"] for row in rows)
     tell(client, kind="watch", user="user-5", film="film-150")
-    logged_of(folder, ask(client, user="user-5", k=3)["request"], 3)
+    silent = logged_of(folder, ask(client, user="user-5", k=3)["request"], 3)
+    assert {row["impression.context"] for row in silent} == {None}
     log = SqliteLog(settings_of(folder).place("log"), project().schemas, read_only=True)
     report = audit(project().feature_set(), log, "user", "film")
     assert report.vectors >= 10

@@ -22,7 +22,7 @@ from shortlist.retrieval.specs import TwoTower
 from shortlist.retrieval.towers import AttributeColumn, Towers
 from shortlist.retrieval.words import words, words_of
 from shortlist.training import towers as learning
-from shortlist.training.beside import shown_beside
+from shortlist.training.beside import led_to, shown_beside
 from shortlist.training.dataset import survey
 from shortlist.training.rows import Judged
 from shortlist.training.sources import examples_of, fit_source
@@ -192,13 +192,16 @@ def test_beside_a_positive_stands_what_the_latest_slate_showed_and_the_user_neve
         np.full(10, np.nan),
     )
     users, items = ids("u u v w u"), ids("a e a a q")
-    found = shown_beside(rows, users, items, np.array([50, 55, 31, 58, 59]))
+    led = led_to(rows, users, items, np.array([50, 55, 31, 58, 59]))
+    assert led.tolist() == [3, -1, 6, -1, -1]  # the latest slate of a before the action, not the one behind it
+    found = shown_beside(rows, users, items, led)
     expected = [ids("d"), ids(""), ids("b"), ids(""), ids("")]  # u took e at another time, w and q were never shown
     assert [row[row != 0].tolist() for row in found] == [one.tolist() for one in expected]
     nobody, never, nothing = np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0)
     none = Judged(nobody, nobody, never, never, never, nothing, nothing)
-    assert not shown_beside(none, users, items, np.zeros(5, np.int64)).any()
-    assert shown_beside(none, nobody, nobody, never).shape == (0, 4)
+    assert led_to(none, users, items, np.zeros(5, np.int64)).tolist() == [-1] * 5
+    assert not shown_beside(none, users, items, np.full(5, -1)).any()
+    assert shown_beside(none, nobody, nobody, led_to(none, nobody, nobody, never)).shape == (0, 4)
 
 
 def shop(spec: TwoTower) -> tuple[Project, MemoryLog]:

@@ -38,7 +38,8 @@ class LabelledRows:
 
     `position` is the offset of the event that made the row: what was known is everything strictly before it. `now` is
     its time in ms UTC. `gain` is 0 for shown and not acted on. `request` names the slate (null without impressions),
-    `rank` the place in it (1 is the top; NaN where it is not known). `actions` says by kind on which rows it happened
+    `rank` the place in it (1 is the top; NaN where it is not known), `context` what its request said of itself, as text
+    (null where nothing). `actions` says by kind on which rows it happened
     (none without impressions). `left_out` counts the impressions whose window was still open at the end of the log:
     their label is not known yet.
     """
@@ -50,6 +51,7 @@ class LabelledRows:
     gain: NDArray[np.float64]
     request: pa.Array
     rank: NDArray[np.float64]
+    context: pa.Array
     actions: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     left_out: int = 0
 
@@ -90,6 +92,7 @@ class Events:
     user: pa.Array
     item: pa.Array
     request: pa.Array
+    context: pa.Array
     position: NDArray[np.int64]
     at: NDArray[np.int64]
     gain: NDArray[np.float64]
@@ -101,17 +104,18 @@ class Events:
 def gather(
     log: EventLog,
     columns: Sequence[str],
-    keys: tuple[str, str, str | None],
+    keys: tuple[str, str, str | None, str | None],
     gain_of: Callable[[Batch], NDArray[np.float64]],
     span: tuple[int, int],
     kinds: Sequence[str] = (),
     rank: str | None = None,
 ) -> Events:
-    """Collect the events whose gain is not NaN; `keys` are the columns of user, item and request, `rank` that of ranks.
+    """Collect the events whose gain is not NaN; `keys` are the columns of user, item, request and context,
+    `rank` that of ranks.
 
     The kind of an event is its place in `kinds`, -1 where it is not among them.
     """
-    texts: tuple[list[pa.Array], ...] = ([], [], [])
+    texts: tuple[list[pa.Array], ...] = ([], [], [], [])
     numbers: tuple[list[NDArray[Any]], ...] = ([], [], [], [], [])
     closed_by = -1
     for batch in log.scan(*span, columns=columns):
@@ -124,11 +128,11 @@ def gather(
         for kept, values in zip(numbers, (batch.offset, batch.at, gain, kinds_of(batch, kinds), place), strict=True):
             kept.append(values[chosen])
         closed_by = max(closed_by, int(batch.received.max()))
-    user, item, request = (pa.chunked_array(found, pa.string()).combine_chunks() for found in texts)
+    user, item, request, context = (pa.chunked_array(found, pa.string()).combine_chunks() for found in texts)
     types = (np.int64, np.int64, np.float64, np.int16, np.float64)
     held = (np.concatenate([np.empty(0, kept), *found]) for kept, found in zip(types, numbers, strict=True))
     position, at, gains_, kind, ranks = held
-    return Events(user, item, request, position, at, gains_, kind, ranks, closed_by)
+    return Events(user, item, request, context, position, at, gains_, kind, ranks, closed_by)
 
 
 def kinds_of(batch: Batch, kinds: Sequence[str]) -> NDArray[np.int16]:
@@ -147,8 +151,10 @@ def observed(log: EventLog, labels: ObservedPositives, user: str, item: str, sta
     def gain_of(batch: Batch) -> NDArray[np.float64]:
         return gains(batch, labels.gains, condition)
 
-    found = gather(log, [user, item, *tested], (user, item, None), gain_of, (start, stop))
-    return LabelledRows(found.user, found.item, found.position, found.at, found.gain, found.request, found.rank)
+    found = gather(log, [user, item, *tested], (user, item, None, None), gain_of, (start, stop))
+    return LabelledRows(
+        found.user, found.item, found.position, found.at, found.gain, found.request, found.rank, found.context
+    )
 
 
 def attributed(log: EventLog, labels: Labels, user: str, item: str, start: int, stop: int) -> LabelledRows:
@@ -159,10 +165,12 @@ def attributed(log: EventLog, labels: Labels, user: str, item: str, start: int, 
     def gain_of(batch: Batch) -> NDArray[np.float64]:
         return np.where(batch.of_kind(shown_kind), SHOWN, gains(batch, labels.gains, None))
 
-    rank = labels.impression.column("position") if "position" in labels.impression.fields else None
+    rank, context = (
+        labels.impression.column(name) if name in labels.impression.fields else None for name in ("position", "context")
+    )
     kinds = [schema.kind for schema in labels.gains]
-    columns = [user, item, request, *([rank] if rank else [])]
-    found = gather(log, columns, (user, item, request), gain_of, (start, stop), kinds, rank)
+    columns = [user, item, request, *(column for column in (rank, context) if column)]
+    found = gather(log, columns, (user, item, request, context), gain_of, (start, stop), kinds, rank)
     within = duration_ms(labels.within)
     shown = found.gain == SHOWN
     pairs = attribute(pair_codes(found.user, found.item), found.at, found.position, shown, within)
@@ -172,7 +180,8 @@ def attributed(log: EventLog, labels: Labels, user: str, item: str, start: int, 
     happened[found.kind[pairs.action], pairs.impression] = True
     closed = found.at + within <= found.closed_by
     rows = np.flatnonzero(shown & closed)
-    user_, item_, request_ = (column.take(pa.array(rows)) for column in (found.user, found.item, found.request))
+    texts = (found.user, found.item, found.request, found.context)
+    user_, item_, request_, context_ = (column.take(pa.array(rows)) for column in texts)
     return LabelledRows(
         user_,
         item_,
@@ -181,6 +190,7 @@ def attributed(log: EventLog, labels: Labels, user: str, item: str, start: int, 
         gain[rows],
         request_,
         found.rank[rows],
+        context_,
         {kind: happened[code, rows] for code, kind in enumerate(kinds)},
         left_out=int((shown & ~closed).sum()),
     )

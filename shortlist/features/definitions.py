@@ -262,7 +262,8 @@ class Impression(EventType):
     """The event type `impression`: one item of one slate was shown. Declare it to make features and labels of it.
 
     Fields: `request` (joins the items of one slate), `position` (1 is the top), `release`, `arm`, `propensity`,
-    `score`, and, where the vector was sampled for the audit, `log_position` (what was known), `now` and `vector`.
+    `score`, `context` (what the request said of itself, as JSON), and, where the vector was sampled for the audit,
+    `log_position` (what was known), `now` and `vector`.
     """
 
     def __init__(self, user: Entity, item: Entity) -> None:
@@ -276,6 +277,7 @@ IMPRESSION_FIELDS: Mapping[str, FieldType] = {
     "arm": str | None,
     "propensity": float | None,
     "score": float | None,
+    "context": str | None,
     "log_position": int | None,
     "now": int | None,
     "vector": str | None,

@@ -1,8 +1,7 @@
 """The feature vector of an impression as text: what was served, to the last bit, for the skew audit.
 
 One JSON object: `features` = the first 16 digits of the feature set's fingerprint, `values` = base64 of the columns in
-the feature set's order as little-endian float64, `context` = the request's context values where it had any (JSON keeps
-floats to the last bit), because features of the request cannot be replayed without them.
+the feature set's order as little-endian float64. Features of the request are replayed with the context beside it.
 """
 
 from __future__ import annotations
@@ -10,9 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,14 +24,12 @@ class Served:
 
     mark: str
     values: NDArray[np.float64]
-    context: Mapping[str, Any]
 
 
-def encode(fingerprint: str, values: NDArray[np.float64], context: Mapping[str, Any] | None = None) -> str:
-    """The text of one item's feature values, shape (columns,). `context` must be JSON."""
+def encode(fingerprint: str, values: NDArray[np.float64]) -> str:
+    """The text of one item's feature values, shape (columns,)."""
     packed = base64.b64encode(np.ascontiguousarray(values, "<f8").tobytes()).decode()
-    known = {"context": dict(context)} if context else {}
-    return json.dumps({"features": fingerprint[:MARK], "values": packed, **known}, separators=(",", ":"))
+    return json.dumps({"features": fingerprint[:MARK], "values": packed}, separators=(",", ":"))
 
 
 def decode(text: str) -> Served:
@@ -43,6 +38,6 @@ def decode(text: str) -> Served:
         stored = json.loads(text)
         packed = base64.b64decode(stored["values"], validate=True)
         values = np.frombuffer(packed, "<f8").astype(np.float64)
-        return Served(str(stored["features"]), values, dict(stored.get("context", {})))
+        return Served(str(stored["features"]), values)
     except (ValueError, KeyError, TypeError, binascii.Error) as error:
         raise ValueError(f"{text[:60]!r} is no feature vector ({error})") from error

@@ -7,15 +7,16 @@ was served, and compared bit by bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from shortlist.events.log import EventLog
 from shortlist.features.columns import Rows
+from shortlist.features.context import context_of
 from shortlist.features.program import FeatureSet
 from shortlist.features.replay import replay
 from shortlist.features.vectors import MARK, Served, decode
@@ -134,6 +135,7 @@ class _Logged:
     item: list[str]
     position: list[int]
     now: list[int]
+    context: list[str | None]
     served: list[Served]
 
 
@@ -149,7 +151,7 @@ def audit(features: FeatureSet, log: EventLog, user: str, item: str, limit: int 
         ids={user: logged.user, item: logged.item},
         position=np.array(logged.position, np.int64),
         now=np.array(logged.now, np.int64),
-        context=_context(features, [served.context for served in logged.served]),
+        context=context_of(features.context, pa.array(logged.context, pa.string()))[0],
     )
     replayed = replay(log, features, rows)
     served = np.stack([vector.values for vector in logged.served], axis=1)
@@ -161,7 +163,7 @@ def audit(features: FeatureSet, log: EventLog, user: str, item: str, limit: int 
 
 def _logged(features: FeatureSet, log: EventLog, user: str, item: str, limit: int) -> tuple[_Logged, int, int, int]:
     """The newest comparable impressions, and the counts of those of other features, damaged ones and older ones."""
-    found: list[tuple[int, str, str, int, int, Served]] = []
+    found: list[tuple[int, str, str, int, int, str | None, Served]] = []
     other = unreadable = left_out = 0
     for batch in log.scan():
         chosen = batch.of_kind("impression")
@@ -169,8 +171,10 @@ def _logged(features: FeatureSet, log: EventLog, user: str, item: str, limit: in
             continue
         part = batch.take(chosen)
         columns = [part.strings(name).to_pylist() for name in (user, item, "impression.vector")]
-        places = [part.strings(f"impression.{name}").to_pylist() for name in ("log_position", "now")]
-        for offset, who, what, text, position, now in zip(part.offset.tolist(), *columns, *places, strict=True):
+        places = [part.strings(f"impression.{name}").to_pylist() for name in ("log_position", "now", "context")]
+        for offset, who, what, text, position, now, context in zip(
+            part.offset.tolist(), *columns, *places, strict=True
+        ):
             if text is None:
                 continue
             try:
@@ -183,25 +187,13 @@ def _logged(features: FeatureSet, log: EventLog, user: str, item: str, limit: in
             elif len(served.values) != len(features.columns) or position is None or now is None:
                 unreadable += 1
             else:
-                found.append((offset, who, what, position, now, served))
+                found.append((offset, who, what, position, now, context, served))
         if len(found) > 2 * limit:
             left_out += len(found) - limit
             found = found[-limit:]
     left_out += max(0, len(found) - limit)
-    fields = [list(column) for column in zip(*found[-limit:], strict=True)] if found else [[] for _ in range(6)]
+    fields = [list(column) for column in zip(*found[-limit:], strict=True)] if found else [[] for _ in range(7)]
     return _Logged(*fields), other, unreadable, left_out
-
-
-def _context(features: FeatureSet, logged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One array per declared context value: strings as objects, numbers as float64, missing as None or NaN."""
-    arrays: dict[str, Any] = {}
-    for name in features.context:
-        values = [known.get(name) for known in logged]
-        if any(isinstance(value, str) for value in values):
-            arrays[name] = np.array(values, object)
-        else:
-            arrays[name] = np.array([math.nan if value is None else value for value in values], np.float64)
-    return arrays
 
 
 def _compare(name: str, served: NDArray[np.float64], replayed: NDArray[np.float64], logged: _Logged) -> Comparison:

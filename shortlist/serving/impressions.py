@@ -17,6 +17,7 @@ from typing import Any
 
 from shortlist.events.log import EventLog, LogError
 from shortlist.features import vectors
+from shortlist.features.context import encode as encode_context
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Query, Slate
 
@@ -128,6 +129,7 @@ class Impressions:
     def events(self, query: Query, slate: Slate, shown: Candidates) -> list[Mapping[str, Any]]:
         """The slate as events, one per item, the top one at position 1."""
         sampled = SAMPLED in query.known and POSITION in shown.columns
+        context = encode_context(query.context)
         finite = [score if abs(score) < float("inf") else None for score in slate.scores]
         made: list[Mapping[str, Any]] = []
         for place, (item, score) in enumerate(zip(slate.items, finite, strict=True)):
@@ -142,10 +144,11 @@ class Impressions:
                 "arm": slate.arm,
                 "propensity": slate.propensities[place],
                 "score": score,
+                "context": context,
             }
             if sampled and shown.matrix is not None and not math.isnan(shown.columns[POSITION][place]):
                 event[POSITION] = int(shown.columns[POSITION][place])
                 event["now"] = query.now
-                event["vector"] = vectors.encode(self.fingerprint, shown.matrix[:, place], query.context)
+                event["vector"] = vectors.encode(self.fingerprint, shown.matrix[:, place])
             made.append(event)
         return made

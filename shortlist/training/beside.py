@@ -1,4 +1,4 @@
-"""What was shown beside a positive and not acted on: the user saw it, and chose something else."""
+"""What a positive came of: the impression that led to it, and what was shown beside it and not chosen."""
 
 from __future__ import annotations
 
@@ -12,11 +12,30 @@ MOST_BESIDE = 4
 """Items kept of each slate: drawn ones, because a slate's rows stand in drawn order."""
 
 
-def shown_beside(rows: Judged, users: Hashes, items: Hashes, position: NDArray[np.int64]) -> NDArray[np.uint64]:
+def led_to(rows: Judged, users: Hashes, items: Hashes, position: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each positive the row of the impression that led to it, shape (n,); -1 where none did.
+
+    `users`, `items` and log `position` are those of all positives. It is the latest one before the action in which the
+    item was shown and acted on.
+    """
+    shown, acted = combined(rows.user, rows.item), combined(users, items)
+    found = np.full(len(users), -1)
+    won = np.flatnonzero(rows.gain > 0)
+    # sorted by pair and position, the latest impression before an action is the last one seen
+    pair, when = np.concatenate([shown[won], acted]), np.concatenate([rows.position[won], position])
+    order = np.lexsort((when, pair))
+    seen = np.where(order < len(won), np.arange(len(order)), -1)
+    latest = np.maximum.accumulate(seen) if len(seen) else seen
+    action = np.flatnonzero((order >= len(won)) & (latest >= 0))
+    action = action[pair[order[action]] == pair[order[latest[action]]]]
+    found[order[action] - len(won)] = won[order[latest[action]]]
+    return found
+
+
+def shown_beside(rows: Judged, users: Hashes, items: Hashes, led: NDArray[np.int64]) -> NDArray[np.uint64]:
     """For each positive up to `MOST_BESIDE` items of the slate that led to it, shape (n, MOST_BESIDE); else 0.
 
-    `users`, `items` and log `position` are those of all positives. The slate is the latest one before the action in
-    which the item was shown and acted on. What the user acted on at any other time is left out.
+    `led` is what `led_to` found. What the user acted on at any other time is left out.
     """
     shown, acted = combined(rows.user, rows.item), combined(users, items)
     kept = np.flatnonzero((rows.gain == 0) & ~np.isin(shown, acted))
@@ -26,13 +45,5 @@ def shown_beside(rows: Judged, users: Hashes, items: Hashes, position: NDArray[n
     slates = np.zeros((int(rows.request.max(initial=-1)) + 1, MOST_BESIDE), np.uint64)
     slates[rows.request[kept], place] = rows.item[kept]
     beside = np.zeros((len(users), MOST_BESIDE), np.uint64)
-    won = np.flatnonzero(rows.gain > 0)
-    # sorted by pair and position, the latest impression before an action is the last one seen
-    pair, when = np.concatenate([shown[won], acted]), np.concatenate([rows.position[won], position])
-    order = np.lexsort((when, pair))
-    seen = np.where(order < len(won), np.arange(len(order)), -1)
-    latest = np.maximum.accumulate(seen) if len(seen) else seen
-    action = np.flatnonzero((order >= len(won)) & (latest >= 0))
-    action = action[pair[order[action]] == pair[order[latest[action]]]]
-    beside[order[action] - len(won)] = slates[rows.request[won[order[latest[action]]]]]
+    beside[led >= 0] = slates[rows.request[led[led >= 0]]]
     return beside

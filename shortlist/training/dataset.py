@@ -105,6 +105,7 @@ class RankerRows:
     users: NDArray[np.uint64]
     left_out: int
     unclosed: int
+    unreadable: int
 
 
 def survey(project: Project, log: EventLog, seed: int, progress: Progress, position: int | None = None) -> Ground:
@@ -204,6 +205,7 @@ def ranker_rows(ground: Ground, sources: FittedSources, past: Past, progress: Pr
         rows.user[choosing],
         rows.left_out,
         rows.unclosed,
+        rows.unreadable,
     )
 
 

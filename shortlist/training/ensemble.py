@@ -1,4 +1,4 @@
-"""One ranker made of those that were fitted beside it: how far the scores of each are apart is all there is to learn."""
+"""One ranker made of those that were fitted beside it: how far the scores of each are apart is all it learns."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from shortlist.events.labels import Labels, ObservedPositives
 from shortlist.events.log import EventLog
 from shortlist.events.schema import EventSchema
 from shortlist.features.columns import Columns, Rows
+from shortlist.features.context import Context, context_of
 from shortlist.features.entities import Entities
 from shortlist.features.hashing import Hashes, hash_strings
 from shortlist.features.program import FeatureSet
@@ -47,8 +48,9 @@ class Judged:
 
     `request` numbers the requests, some of which may have no row; `position` and `now` are those of the request.
     `rank` is the place at which the item was shown (1 is the top, NaN unknown), `actions` says by kind what followed;
-    there are none of them where nothing was shown.
-    `left_out` counts older rows beyond the limit, `unclosed` impressions whose delay window is still open.
+    there are none of them where nothing was shown. `context` are the declared values of the rows' requests by name.
+    `left_out` counts older rows beyond the limit, `unclosed` impressions whose delay window is still open, `unreadable`
+    those whose context is no JSON object.
     """
 
     user: Hashes
@@ -61,6 +63,8 @@ class Judged:
     actions: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     left_out: int = 0
     unclosed: int = 0
+    context: Context = field(default_factory=dict)
+    unreadable: int = 0
 
     def __len__(self) -> int:
         return len(self.gain)
@@ -111,6 +115,7 @@ def shown(
     """
     rows = join_labels(log, labels, project.user.name, project.item.name, start, stop, weighed(project, labels))
     slate = _slates(rows)
+    context, unreadable = context_of(project.context, rows.context)
     order = np.lexsort((np.random.default_rng(seed).random(len(slate)), slate))
     slate = slate[order]
     first = max(0, len(slate) - most)
@@ -130,6 +135,8 @@ def shown(
         {kind: happened[order] for kind, happened in rows.actions.items()},
         left_out=first,
         unclosed=rows.left_out,
+        context={name: values[order] for name, values in context.items()},
+        unreadable=unreadable,
     )
 
 
@@ -223,4 +230,4 @@ def columns_of(log: EventLog, features: FeatureSet, project: Project, rows: Judg
     """Every feature of every row, replayed to the moment of its request."""
     ids = {project.user.name: rows.user, project.item.name: rows.item}
     columns = [name for name in features.columns if features.needs(name) <= ids.keys()]
-    return replay(log, features, Rows(ids, rows.position, rows.now), columns)
+    return replay(log, features, Rows(ids, rows.position, rows.now, rows.context), columns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial, singledispatch
 from pathlib import Path
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from shortlist.events.labels import Labels
 from shortlist.events.log import EventLog
 from shortlist.features.columns import Rows
-from shortlist.features.entities import Entities
-from shortlist.features.hashing import Hashes
+from shortlist.features.context import Context
+from shortlist.features.entities import Entities, Ragged
+from shortlist.features.hashing import Hashes, hash_strings
 from shortlist.features.program import FeatureSet
 from shortlist.features.replay import replay
 from shortlist.pipeline.candidates import Column
@@ -39,7 +40,7 @@ from shortlist.retrieval.specs import (
 from shortlist.retrieval.towers import AttributeColumn, Towers, attributes_of
 from shortlist.retrieval.words import words_of
 from shortlist.training.backtest import Progress
-from shortlist.training.beside import shown_beside
+from shortlist.training.beside import led_to, shown_beside
 from shortlist.training.factors import fit_factors
 from shortlist.training.item_weights import Interactions, fit_item_weights
 from shortlist.training.machine import MOST_IMPRESSIONS, fit_machine
@@ -186,25 +187,40 @@ def texts_of(spec: TwoTower, items: Entities, directory: Path) -> Mapping[str, A
 def examples_of(spec: TwoTower, lesson: Lesson) -> TowerExamples:
     """The newest positives, each with what was known of its user strictly before.
 
-    The context of past requests is in no log, so towers learn without it.
+    Where impressions are logged, also with the context of the request that led to it, and what was shown beside it.
     """
     from shortlist.training.tower_data import TowerExamples
 
-    found = lesson.positives.newest(MOST_EXAMPLES)
-    users = lesson.known.users.hashes[found.user]
+    every, known, labels = lesson.positives, lesson.known, lesson.project.labels
+    found = every.newest(MOST_EXAMPLES)
+    users, items = known.users.hashes[found.user], known.items.hashes[found.item]
     histories = histories_of(lesson, spec.history.name, users, found.position, found.at)
-    columns = attributes_of(lesson.known.users, spec.user_attributes, users, found.position)
-    items = lesson.known.items.hashes[found.item]
-    return TowerExamples(users, histories, items, found.at, columns, beside(lesson, len(found)))
+    columns = attributes_of(known.users, spec.user_attributes, users, found.position)
+    beside = None
+    if isinstance(labels, Labels):
+        rows = shown(lesson.log, lesson.project, labels, 0, lesson.stop, lesson.seed)
+        everybody = known.users.hashes[every.user], known.items.hashes[every.item]
+        led = led_to(rows, *everybody, every.position)
+        beside = shown_beside(rows, *everybody, led)[-len(found) :]
+        columns |= context_at(rows.context, spec.context, led[-len(found) :])
+    return TowerExamples(users, histories, items, found.at, columns, beside)
 
 
-def beside(lesson: Lesson, newest: int) -> NDArray[np.uint64] | None:
-    """What was shown beside the newest positives and not acted on; None where nobody knows what was shown."""
-    labels, found, known = lesson.project.labels, lesson.positives, lesson.known
-    if not isinstance(labels, Labels):
-        return None
-    rows = shown(lesson.log, lesson.project, labels, 0, lesson.stop, lesson.seed)
-    return shown_beside(rows, known.users.hashes[found.user], known.items.hashes[found.item], found.position)[-newest:]
+def context_at(context: Context, names: Iterable[str], rows: NDArray[np.int64]) -> dict[str, AttributeColumn]:
+    """The context values of some rows, as a tower reads them; row -1 has none of them."""
+    columns: dict[str, AttributeColumn] = {}
+    for name in names:
+        values = context[name]
+        if values.dtype != object:
+            columns[name] = np.where(rows >= 0, np.append(values, np.nan)[rows], np.nan)
+            continue
+        said = [values[row] if row >= 0 else None for row in rows]
+        words = [[] if value is None else [value] if isinstance(value, str) else value for value in said]
+        counts = [len(each) for each in words]
+        columns[name] = Ragged(
+            hash_strings([word for each in words for word in each]), np.concatenate([[0], np.cumsum(counts)])
+        )
+    return columns
 
 
 def histories_of(
@@ -245,7 +261,9 @@ def _(
     histories = np.empty((len(users), 0), np.int64)
     if model.history:
         histories = histories_of(lesson, model.history, users, position, now)
-    columns = attributes_of(lesson.known.users, model.columns, users, position)
+    asked = [name for name in model.columns if name in rows.context]
+    columns = attributes_of(lesson.known.users, [name for name in model.columns if name not in asked], users, position)
+    columns |= context_at(rows.context, asked, first)
     vectors = model.user_vectors(users, histories, columns)
     says = np.asarray(vectors.any(axis=1))
     items, scores = model.rows_of(rows.item), np.full(len(rows), np.nan)

@@ -286,6 +286,7 @@ def describe(ground: Ground, rows: RankerRows, sources: FittedSources, choice: C
             "ranker_rows": len(rows.learning.gain) + len(rows.choosing.gain),
             "ranker_rows_left_out": rows.left_out,
             "impressions_unclosed": rows.unclosed,
+            "contexts_unreadable": rows.unreadable,
         },
         "declared": {
             "user": project.user.name,
