@@ -27,10 +27,10 @@ from shortlist.retrieval.eligibility import NotSeen
 from shortlist.retrieval.machine import FACTS, TABLES, Machine, steps_of
 from shortlist.retrieval.specs import FactorizationMachine, seen_features
 from shortlist.training.assembly import Place, load_source
-from shortlist.training.machine import Described, Impressions, ages_of, directions, factors_of, fit_machine
+from shortlist.training.machine import directions, factors_of, fit_machine
+from shortlist.training.machine_data import Described, Outcomes, ages_of
 from shortlist.training.rankers import NothingToLearnError
 from shortlist.training.rows import Judged, everyone, observed_positives, shown
-from shortlist.training.sampling import look, sweep, update
 from shortlist.training.sources import Lesson, fit_source, row_columns
 from tests import test_contracts as contracts
 
@@ -246,67 +246,6 @@ def test_numbers_are_cut_into_steps_and_missing_ones_are_none() -> None:
     assert steps_of(np.array([0.0, 1.0]), numbers).tolist() == [1, 2, 2, 3, 0, 0]
 
 
-def test_a_weight_is_a_polya_gamma_number() -> None:
-    n = 100_000
-    nobody = np.zeros(n, np.int32)
-    weight, rest, one = np.empty(n), np.empty(n), np.zeros((1, 2))
-    for odds in (0.0, -2.5, 4.0, 12.0):
-        base = np.array([odds])
-        look(np.uint64(7), nobody, nobody, nobody, nobody, nobody > 0, one, one, base, np.ones(1), weight, rest)
-        mean = 0.25 if odds == 0 else math.tanh(odds / 2) / (2 * odds)
-        size = abs(odds)
-        spread = 1 / 24 if odds == 0 else (math.sinh(size) - size) / (4 * size**3 * math.cosh(size / 2) ** 2)
-        assert weight.mean() == pytest.approx(mean, rel=0.01)
-        assert weight.var() == pytest.approx(spread, rel=0.05)
-
-
-def test_who_acted_has_looked_and_others_as_often_as_they_may_have() -> None:
-    n = 100_000
-    nobody, acted = np.zeros(n, np.int32), np.arange(n) < 1_000
-    weight, rest, one = np.empty(n), np.empty(n), np.zeros((1, 2))
-    # fmt: off
-    look(np.uint64(1), nobody, nobody, nobody, nobody, acted, one, one, np.zeros(1), np.array([0.4]), weight, rest)
-    # fmt: on
-    assert (weight[:1_000] > 0).all()
-    assert (weight[1_000:] > 0).mean() == pytest.approx(0.4 * 0.5 / (1 - 0.4 * 0.5), abs=0.01)
-
-
-def test_a_vector_is_drawn_around_its_mean_given_the_other_side() -> None:
-    rng = np.random.default_rng(0)
-    n, d, rows = 5, 3, 200
-    owner, other = rng.integers(0, n, rows).astype(np.int32), rng.integers(0, 7, rows).astype(np.int32)
-    acted, weight = rng.random(rows) < 0.4, rng.random(rows) * (rng.random(rows) < 0.7)
-    partners, prior, precision = rng.normal(size=(7, d)), rng.normal(size=(n, d)), np.array([1.0, 2.0, 3.0])
-    order = np.argsort(owner, kind="stable")
-    starts = np.searchsorted(owner[order], np.arange(n + 1))
-    means, drawn, noise = np.empty((n, d)), np.empty((n, d)), rng.normal(size=(n, d))
-    age, base = rng.integers(0, 2, rows).astype(np.int32), np.array([-1.0, 2.0])
-    update(starts, order, other, age, acted, weight, base, partners, prior, precision, noise, means, drawn)
-    for one in range(n):
-        mine = np.flatnonzero((owner == one) & (weight > 0))
-        lines = np.column_stack([partners[other[mine], :-1], np.ones(len(mine))])
-        matrix = np.diag(precision) + (lines * weight[mine, None]).T @ lines
-        left = np.where(acted[mine], 0.5, -0.5) - weight[mine] * (partners[other[mine], -1] + base[age[mine]])
-        assert means[one] == pytest.approx(np.linalg.solve(matrix, precision * prior[one] + lines.T @ left))
-        strays = np.linalg.solve(np.linalg.cholesky(matrix).T, noise[one])
-        assert drawn[one] - means[one] == pytest.approx(strays)
-
-
-def test_values_explain_what_nothing_else_does() -> None:
-    rng = np.random.default_rng(0)
-    rest, precision, own = rng.normal(size=(6, 2)), np.array([2.0, 3.0]), np.array([1.0, 4.0])
-    before, table = rest.copy(), np.zeros((2, 2))
-    starts, rows, shares = (
-        np.array([0, 4, 6]),
-        np.array([0, 1, 2, 3, 4, 5], np.int32),
-        np.array([1, 1, 0.5, 0.5, 1, 1.0]),
-    )
-    sweep(starts, rows, shares, rest, precision, own, np.zeros((2, 2)), table)
-    held = (shares[:4, None] * before[:4]).sum(axis=0)
-    assert table[0] == pytest.approx(precision * held / (precision * 2.5 + own))
-    assert rest == pytest.approx(before - shares[:, None] * np.repeat(table, [4, 2], axis=0))
-
-
 def test_few_directions_hold_the_mean_of_the_products() -> None:
     rng = np.random.default_rng(0)
     users, items = (rng.normal(size=(n, 5, 3 + 1)).astype(np.float32) for n in (40, 30))
@@ -337,11 +276,28 @@ def test_an_item_is_as_old_as_it_was_shown_and_what_was_there_before_is_oldest(w
     assert steps[-1] == steps.max() > 2
 
 
+def test_of_what_was_acted_on_a_greater_gain_says_more(world: World) -> None:
+    rows, known, rng = world.rows(), world.lesson.known, np.random.default_rng(0)
+    who, what = known.users.index_of(rows.user), known.items.index_of(rows.item)
+    alike, acted = who % 2 == what % 2, rows.gain > 0  # they stand in the order of their numbers
+    taste = np.where(acted, np.where(rng.random(len(rows)) < np.where(alike, 0.8, 0.2), 3.0, 1.0), 0.0)
+    found = Outcomes.of(replace(rows, gain=taste), known)
+    assert (found.impressions, len(found)) == (len(rows), len(rows) + acted.sum())
+    assert found.acted[len(rows) :].sum() == (taste == 3.0).sum()
+    assert (found.place[len(rows) :] == found.places).all()
+    chance = np.where(acted, rng.choice([1.0, 3.0], len(rows)), 0.0)
+    odds = (log_odds(0.8) - log_odds(0.2)) / (log_odds(0.6) - log_odds(0.1))  # by the odds of a click
+    for gain, scale in ((taste, [odds]), (chance, [0.0]), (rows.gain, [])):
+        _, figures = fit_machine(SPEC, replace(rows, gain=gain), known, 0, lambda _: None)
+        assert figures["scale"] == pytest.approx(scale, abs=0.35)
+        assert figures["acted_on"] == acted.sum()
+
+
 def test_places_that_are_not_known_stand_apart(world: World) -> None:
     rows = world.rows()
     rank = rows.rank.copy()
     rank[:10] = np.nan
-    found = Impressions.of(replace(rows, rank=rank), world.lesson.known)
+    found = Outcomes.of(replace(rows, rank=rank), world.lesson.known)
     assert set(found.place[:10]) == {0}
     assert set(found.place[10:]) == {1, 2, 3}
 

@@ -10,6 +10,8 @@ than is known, and they disagree about what is not.
 An impression that was not acted on was seen and left, or never looked at: which, is drawn (position-based model;
 Craswell et al., WSDM 2008). The place with most actions per impression is taken as one that is always looked at. What
 is new may be wanted for being new: each age of items has a log-odds of its own, and the score is that of an old one.
+Where actions differ in gain, the better ones say more: whether what was acted on went on to a greater gain depends on
+the same product, by a scale of its own.
 """
 
 from __future__ import annotations
@@ -21,134 +23,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shortlist.features.entities import Entities, Ragged
+from shortlist.features.entities import Entities
 from shortlist.retrieval.index import Vectors
 from shortlist.retrieval.ladder import build_index
-from shortlist.retrieval.machine import Machine, Side, Steps, steps_of
+from shortlist.retrieval.machine import Machine, Side, Steps
 from shortlist.retrieval.specs import FactorizationMachine
-from shortlist.retrieval.towers import AttributeColumn, Category, attributes_of, places_in
+from shortlist.retrieval.towers import AttributeColumn, Category, attributes_of
+from shortlist.training.machine_data import SPREAD, Described, Floats, Outcomes, columns_of
 from shortlist.training.rankers import NothingToLearnError
 from shortlist.training.rows import Judged, Known
 from shortlist.training.sampling import look, sweep, update
 
-Floats = NDArray[np.float64]
 Share = Callable[[float], None]
 
 MOST_IMPRESSIONS = 4_000_000
 DISCARDED, KEPT, EVERY = 50, 30, 3
 """Samples before the first that is kept, samples that are kept, and the steps between them."""
-SPREAD = 0.3
-"""The standard deviation of what the sampler begins with."""
 SHAPE, RATE = 1.0, 0.05
 """The belief about every precision before anything is seen (gamma): deviations of a few tenths of a log-odds."""
-STEPS = 8
-"""Steps that a number is cut into, each with as many owners."""
-SHARED_BY = 2
-"""Owners that a value of an attribute must have: one that a single item has says no more than its id does."""
 MOST_QUERIES = 2_048
 ENERGY, MOST_DIRECTIONS = 0.999, 126
 """The share of the squared scores that the written vectors hold, and how many numbers they may have, biases aside."""
-
-
-@dataclass(frozen=True)
-class Impressions:
-    """What was shown: users and items by index, the place on the screen, the step of the item's age, acted?"""
-
-    user: NDArray[np.int32]
-    item: NDArray[np.int32]
-    place: NDArray[np.int32]
-    age: NDArray[np.int32]
-    acted: NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.acted)
-
-    @classmethod
-    def of(cls, rows: Judged, known: Known) -> Impressions:
-        """The rows of users and items that have an id."""
-        users, items = known.users.index_of(rows.user), known.items.index_of(rows.item)
-        kept = (users >= 0) & (items >= 0)
-        _, place = np.unique(np.where(np.isfinite(rows.rank), rows.rank, 0.0)[kept], return_inverse=True)
-        return cls(
-            users[kept],
-            items[kept],
-            place.astype(np.int32),
-            ages_of(items[kept], rows.position[kept], rows.now[kept], known.items),
-            np.ascontiguousarray(rows.gain[kept] > 0),
-        )
-
-
-def ages_of(
-    item: NDArray[np.int32], position: NDArray[np.int64], now: NDArray[np.int64], items: Entities
-) -> NDArray[np.int32]:
-    """The step of each impression by how long ago its item was first shown, the newest first.
-
-    What was there before anything was shown may be of any age: it is in the last step, with the oldest.
-    """
-    known = np.zeros(len(items), np.bool_)
-    begun = np.full(len(items), position.min() if len(position) else 0)
-    for attribute in items.attributes.values():
-        known |= attribute.versions(np.arange(1, len(items) + 1, dtype=np.int32), begun) > 0
-    before = int(np.flatnonzero(known).max(initial=-1)) + 1  # items stand in the order in which the log named them
-    first = np.full(len(items), np.iinfo(np.int64).max)
-    np.minimum.at(first, item, now)
-    aged = item >= before
-    age = np.log1p((now - first[item])[aged])
-    edges = np.unique(np.quantile(age, np.arange(1, STEPS) / STEPS)) if len(age) else age
-    edges = edges[edges > age.min(initial=0.0)]
-    steps = np.full(len(item), len(edges), np.int32)
-    steps[aged] = np.searchsorted(edges, age, side="right")
-    return steps
-
-
-@dataclass
-class Described:
-    """An attribute of one side: which value each owner has with which share, and the values' vectors.
-
-    `keys` are the vocabulary or the edges; row 0 of the written table is what is unknown or missing: nothing.
-    """
-
-    keys: NDArray[Any]
-    category: bool
-    starts: NDArray[np.int64]
-    rows: NDArray[np.int32]
-    shares: Floats
-    table: Floats
-    precision: Floats
-
-    @classmethod
-    def of(cls, column: AttributeColumn, dimensions: int) -> Described:
-        """An attribute as the column of its owners."""
-        if isinstance(column, Ragged):
-            found, counts = np.unique(column.values, return_counts=True)
-            keys: NDArray[Any] = found[(counts >= SHARED_BY) & (found != 0)]
-            lengths = np.diff(column.offsets)
-            owners, places = np.repeat(np.arange(len(lengths)), lengths), places_in(keys, column.values)
-            shares, values = 1.0 / lengths[owners], len(keys)
-        else:
-            known = column[np.isfinite(column)]
-            quantiles = np.quantile(known, np.arange(1, STEPS) / STEPS) if len(known) else np.empty(0)
-            keys = np.unique(quantiles)
-            owners, places = np.arange(len(column)), steps_of(keys, column)
-            shares, values = np.ones(len(column)), len(keys) + 1
-        held = np.flatnonzero(places > 0)
-        order = held[np.argsort(places[held], kind="stable")]
-        starts = np.searchsorted(places[order], np.arange(1, values + 2))
-        table, precision = np.zeros((values, dimensions)), np.full(dimensions, 1 / SPREAD**2)
-        rows = owners[order].astype(np.int32)
-        return cls(keys, isinstance(column, Ragged), starts, rows, shares[order], table, precision)
-
-    @classmethod
-    def everyone(cls, owners: int, dimensions: int) -> Described:
-        """What all have in common."""
-        rows, starts = np.arange(owners, dtype=np.int32), np.array([0, owners])
-        table, precision = np.zeros((1, dimensions)), np.full(dimensions, 1 / SPREAD**2)
-        return cls(np.empty(0), True, starts, rows, np.ones(owners), table, precision)
-
-    def add_to(self, total: Floats, sign: float = 1.0) -> None:
-        """Add what the values say to every owner's vector."""
-        lengths = np.diff(self.starts)
-        np.add.at(total, self.rows, sign * self.shares[:, None] * np.repeat(self.table, lengths, axis=0))
 
 
 @dataclass
@@ -207,72 +102,90 @@ class Sample:
 class Sampler:
     """The state of the chain.
 
-    `seen` is the probability of each place to be looked at, `base` the log-odds that each age begins with.
+    `seen` is the probability of each place to be looked at; the log-odds of each group of outcomes are its `base` and
+    the product of the vectors times its `scale`, which is 1 for impressions.
     """
 
-    shown: Impressions
+    shown: Outcomes
     users: Half
     items: Half
     seen: Floats
     rng: np.random.Generator
     base: Floats
+    scale: Floats
     kept: tuple[list[Sample], list[Sample]] = field(default_factory=lambda: ([], []))
     bases: list[float] = field(default_factory=list)
 
     @classmethod
-    def of(cls, shown: Impressions, users: Half, items: Half, rng: np.random.Generator) -> Sampler:
+    def of(cls, shown: Outcomes, users: Half, items: Half, rng: np.random.Generator) -> Sampler:
         """A chain at its beginning."""
-        rate = float(shown.acted.mean())
-        places = int(shown.place.max()) + 1
-        base = np.full(int(shown.age.max()) + 1, np.log(rate / (1 - rate)))
-        return cls(shown, users, items, np.full(places, 0.5), rng, base)
+        count, acted = np.bincount(shown.group), np.bincount(shown.group, shown.acted)
+        base = np.log((acted + 0.5) / (count - acted + 0.5))
+        seen = np.ones(int(shown.place.max()) + 1)
+        seen[: shown.places] = 0.5
+        return cls(shown, users, items, seen, rng, base, np.ones(len(base)))
 
     def step(self) -> None:
         """Draw everything once, given everything else."""
         shown, users, items = self.shown, self.users, self.items
-        weight, rest = np.empty(len(shown)), np.empty(len(shown))
+        weight, product = np.empty(len(shown)), np.empty(len(shown))
         seed = self.rng.integers(0, 2**64, dtype=np.uint64)
         # fmt: off
-        look(seed, shown.user, shown.item, shown.place, shown.age, shown.acted, users.vectors, items.vectors,
-             self.base, self.seen, weight, rest)
+        look(seed, shown.user, shown.item, shown.place, shown.group, shown.acted, users.vectors, items.vectors,
+             self.base, self.scale, self.seen, weight, product)
         # fmt: on
-        outcome = np.where(shown.acted, 0.5, -0.5) * (weight > 0) - weight * rest
-        total = np.bincount(shown.age, weight) + RATE
-        self.base = np.bincount(shown.age, outcome) / total + self.rng.standard_normal(len(total)) / np.sqrt(total)
+        self._regress(weight, product)
         self._see(weight > 0)
         for half, other, partners in ((users, shown.item, items), (items, shown.user, users)):
             noise = self.rng.standard_normal(half.vectors.shape)
             # fmt: off
-            update(half.starts, half.order, other, shown.age, shown.acted, weight, self.base, partners.vectors,
-                   half.prior, half.precision, noise, half.means, half.vectors)
+            update(half.starts, half.order, other, shown.group, shown.acted, weight, self.base, self.scale,
+                   partners.vectors, half.prior, half.precision, noise, half.means, half.vectors)
             # fmt: on
             half.describe(self.rng)
 
+    def _regress(self, weight: Floats, product: Floats) -> None:
+        """Draw base and scale of each group of outcomes."""
+        group, groups = self.shown.group, len(self.base)
+        outcome = np.where(self.shown.acted, 0.5, -0.5) * (weight > 0)
+        noise = self.rng.standard_normal((2, groups))
+
+        def drawn(left: Floats, line: Floats, prior: float, mean: float, noise: Floats) -> Floats:
+            total = np.asarray(np.bincount(group, weight * line**2), np.float64) + prior
+            found = (np.bincount(group, left * line) + prior * mean) / total + noise / np.sqrt(total)
+            return np.asarray(found, np.float64)
+
+        one = np.ones(len(product))
+        self.base = drawn(outcome - weight * self.scale[group] * product, one, RATE, 0.0, noise[0])
+        scale = drawn(outcome - weight * self.base[group], product, 1.0, 1.0, noise[1])
+        self.scale[self.shown.ages :] = scale[self.shown.ages :]
+
     def _see(self, looked: NDArray[np.bool_]) -> None:
         """Draw how likely each place is looked at; the one with most actions per impression always is."""
-        place, places = self.shown.place, len(self.seen)
-        count, acted = np.bincount(place, minlength=places), np.bincount(place[self.shown.acted], minlength=places)
-        looks = np.bincount(place[looked], minlength=places)
-        self.seen = self.rng.beta(1.0 + looks, 1.0 + count - looks)
-        self.seen[np.argmax((acted + 1) / (count + 1 / self.shown.acted.mean()))] = 1.0
+        count, shown = self.shown.impressions, self.shown
+        place, acted = shown.place[:count], shown.acted[:count]
+        times, looks = np.bincount(place), np.bincount(place, looked[:count])
+        acts = np.bincount(place[acted], minlength=len(times))
+        self.seen[: len(times)] = self.rng.beta(1.0 + looks, 1.0 + times - looks)
+        self.seen[np.argmax((acts + 1) / (times + 1 / acted.mean()))] = 1.0
 
     def keep(self) -> None:
         """Keep this sample: the means that the vectors were drawn around, which say the same with less noise."""
         self.kept[0].append(Sample.of(self.users, self.users.means))
         self.kept[1].append(Sample.of(self.items, self.items.means))
-        self.bases.append(float(self.base[-1]))
+        self.bases.append(float(self.base[self.shown.ages - 1]))
 
 
 def fit_machine(
     spec: FactorizationMachine, rows: Judged, known: Known, seed: int, step: Share
 ) -> tuple[Machine, dict[str, Any]]:
     """The machine, and what is to be reported. Raises NothingToLearnError where all that was shown had one outcome."""
-    shown = Impressions.of(rows, known)
-    acted = int(shown.acted.sum())
-    if not 0 < acted < len(shown):
+    shown = Outcomes.of(rows, known)
+    acted = int(shown.acted[: shown.impressions].sum())
+    if not 0 < acted < shown.impressions:
         raise NothingToLearnError(
-            f"of {len(shown)} impressions {acted} were acted on, so nothing says what is wanted and what is not; check "
-            "the labels' gains and `within`, or log impressions of items that were not acted on"
+            f"of {shown.impressions} impressions {acted} were acted on, so nothing says what is wanted and what not; "
+            "check the labels' gains and `within`, or log impressions of items that were not acted on"
         )
     rng, dimensions = np.random.default_rng(seed), spec.dimensions + 1
     entities = ((known.users, spec.user_attributes, shown.user), (known.items, spec.item_attributes, shown.item))
@@ -287,13 +200,14 @@ def fit_machine(
     machine = written(spec, chain, known, seed)
     step(1.0)
     figures = {
-        "impressions": len(shown),
+        "impressions": shown.impressions,
         "impressions_left_out": rows.left_out,
         "acted_on": acted,
         "users": len(known.users),
         "items": len(known.items),
         "dimensions": machine.index.dimensions,
-        "looked_at": [round(float(chance), 3) for chance in chain.seen],
+        "looked_at": [round(float(chance), 3) for chance in chain.seen[: shown.places]],
+        "scale": [round(float(one), 3) for one in chain.scale[shown.ages :]],
         "rung": machine.index.rung,
         "index_recall": machine.index.recall,
     }
@@ -383,8 +297,3 @@ def side_of(joined: Joined, turn: Floats, half: Half, entities: Entities, names:
     side = Side(turned[1][0], ids, nothing, attributes)
     described = side.vectors(np.zeros(len(ids), np.int32), columns_of(entities, names))
     return replace(side, table=np.concatenate([nothing[:1], turned[0] - described]))
-
-
-def columns_of(entities: Entities, names: Sequence[str]) -> Mapping[str, AttributeColumn]:
-    """The attributes of everyone."""
-    return attributes_of(entities, names, entities.hashes)

@@ -99,11 +99,11 @@ def _polya_gamma(log_odds, state):  # type: ignore[no-untyped-def]
 
 
 @outer
-def look(seed, user, item, place, age, acted, users, items, base, seen, weight, rest):  # type: ignore[no-untyped-def]
+def look(seed, user, item, place, group, acted, users, items, base, scale, seen, weight, product):  # type: ignore[no-untyped-def]
     """Draw which impressions were looked at and their Pólya-Gamma `weight`, 0 for the others, given both sides.
 
-    `users`, `items` have their bias last; `seen` is the probability of each place to be looked at, `base` the log-odds
-    that each age of an item begins with. Whoever acted has looked. `rest` is the log-odds without the base.
+    `users`, `items` have their bias last; `seen` is the probability of each place to be looked at. The log-odds are
+    `base` and `scale` times the `product` of the two vectors, by group. Whoever acted has looked.
     """
     last = users.shape[1] - 1
     for block in prange((len(user) + BLOCK - 1) // BLOCK):
@@ -114,8 +114,8 @@ def look(seed, user, item, place, age, acted, users, items, base, seen, weight, 
             total = a[last] + b[last]
             for number in range(last):
                 total += a[number] * b[number]
-            rest[row] = total
-            log_odds = total + base[age[row]]
+            product[row] = total
+            log_odds = base[group[row]] + scale[group[row]] * total
             look = seen[place[row]]
             looked = True
             if look < 1.0 and not acted[row]:
@@ -125,7 +125,7 @@ def look(seed, user, item, place, age, acted, users, items, base, seen, weight, 
 
 
 @outer
-def update(starts, order, other, age, acted, weight, base, partners, prior, precision, noise, means, drawn):  # type: ignore[no-untyped-def]
+def update(starts, order, other, group, acted, weight, base, scale, partners, prior, precision, noise, means, drawn):  # type: ignore[no-untyped-def]
     """One side, given the other: the mean of each vector, and a vector that is drawn around it.
 
     Row i of the log is `order[...]`, sorted by this side; `partners` are the other side's vectors, bias last. `prior`
@@ -133,7 +133,7 @@ def update(starts, order, other, age, acted, weight, base, partners, prior, prec
     """
     d = prior.shape[1]
     for one in prange(len(starts) - 1):
-        matrix, line, right = np.zeros((d, d)), np.ones(d), np.empty(d)
+        matrix, line, right = np.zeros((d, d)), np.empty(d), np.empty(d)
         for a in range(d):
             matrix[a, a] = precision[a]
             right[a] = precision[a] * prior[one, a]
@@ -142,10 +142,11 @@ def update(starts, order, other, age, acted, weight, base, partners, prior, prec
             w = weight[row]
             if w == 0.0:
                 continue
-            partner = partners[other[row]]
-            outcome = (0.5 if acted[row] else -0.5) - w * (base[age[row]] + partner[d - 1])
+            partner, slope = partners[other[row]], scale[group[row]]
+            outcome = (0.5 if acted[row] else -0.5) - w * (base[group[row]] + slope * partner[d - 1])
             for a in range(d - 1):
-                line[a] = partner[a]
+                line[a] = slope * partner[a]
+            line[d - 1] = slope
             for a in range(d):
                 right[a] += outcome * line[a]
                 scaled = w * line[a]
