@@ -206,7 +206,7 @@ def test_the_report_weighs_everything_and_recommends(shelf: Path, capsys: pytest
     assert main(["report", "-p", str(shelf), "--json"]) == 0
     document = json.loads(printed(capsys))
     methods = {method["name"]: method for method in document["methods"]}
-    assert set(methods) == {"popularity", "two_tower", "lambdamart", "logistic_regression", "two_stage"}
+    assert set(methods) == {"popularity", "two_tower", "lambdamart", "logistic_regression", "ensemble", "two_stage"}
     assert methods["two_tower"]["bytes"] > 0
     assert {source["source"] for source in document["sources"]} == {"popularity", "two_tower"}
     assert document["recommendation"]

@@ -80,7 +80,7 @@ class Steps:
 class Choice:
     """The rankers that were fitted, their NDCG@10 on the slice that chooses, and the one that was chosen ("": none).
 
-    `seconds` is how long each took to fit.
+    `seconds` is how long each took to fit, an ensemble with its members.
     """
 
     fitted: Mapping[str, FittedRanker]
@@ -188,7 +188,7 @@ def fit_rankers(ground: Ground, rows: RankerRows, directory: Path, progress: Pro
             shutil.rmtree(place, ignore_errors=True)
             findings.append(f"ranker {name} was left out: {error}")
             continue
-        seconds[name] = time.perf_counter() - begun
+        seconds[name] = time.perf_counter() - begun + (sum(seconds.values()) if isinstance(spec, Ensemble) else 0.0)
         validation[name] = validation_ndcg(place, rows)
     trusted_first = sorted(own, key=lambda name: [isinstance(specs[name], kind) for kind in TRUSTED].index(True))
     best = chosen({name: validation[name] for name in trusted_first if name in fitted})

@@ -3,6 +3,7 @@
 from typing import Any
 
 from shortlist import (
+    Ensemble,
     Entity,
     EventType,
     LambdaMART,
@@ -49,7 +50,7 @@ features = [
     book_age_years,
 ]
 
-# 4. What is good, who proposes and who ranks. All rankers are measured; the best one serves.
+# 4. What is good, who proposes and who ranks. The rankers' mean serves, unless one of them is surely better.
 #    Here nobody logged what was shown and ignored, so only what was finished is known to be good. Once the service
 #    runs it logs impressions: then declare Impression(reader, book) and use Labels(impression, {open_: 1, finish: 3}).
 project = Project(
@@ -64,5 +65,5 @@ project = Project(
         Popular(),
         TwoTower(history, user_attributes=("age",), item_attributes=("genres", "author"), dimensions=32),
     ],
-    rankers=[LambdaMART(), LogisticRegression()],
+    rankers=[LogisticRegression(), LambdaMART(), Ensemble()],
 )
