@@ -3,11 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from numba import njit
 
-from shortlist.pipeline.candidates import NOTHING, Candidates, Column
+from shortlist.pipeline.candidates import NOTHING, Candidates
 from shortlist.pipeline.query import Query
+
+OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
+
+
+@njit("int64(int32[::1], int64[::1], float64[::1], int32[:,::1], int32[::1], float64[:,::1])", **OPTIONS)
+def interleave(items, stops, quotas, slots, merged, ranks):  # type: ignore[no-untyped-def]
+    """How many items were `merged`; `ranks[s, i]` is the rank that source s gave the i-th of them, NaN where none.
+
+    `items` are the sources' proposals, one source after the other up to its stop. `slots`, (a power of two, 2), hold
+    each item that came up and its place, -1 where there is none.
+    """
+    count, mask = 0, len(slots) - 1
+    heads = np.zeros(len(stops), np.int64)
+    heads[1:] = stops[:-1]
+    starts = heads.copy()
+    for _ in range(len(items)):
+        best, at = -1, np.inf
+        for source in range(len(stops)):
+            if heads[source] < stops[source]:
+                place = (heads[source] - starts[source] + 1) / quotas[source]
+                if best < 0 or place < at:
+                    best, at = source, place
+        item, rank = items[heads[best]], heads[best] - starts[best] + 1
+        heads[best] += 1
+        slot = (item * 0x9E3779B1 >> 7) & mask
+        while slots[slot, 0] != item and slots[slot, 0] >= 0:
+            slot = (slot + 1) & mask
+        if slots[slot, 0] < 0:
+            slots[slot, 0] = item
+            if count < len(merged):
+                slots[slot, 1] = count
+                merged[count] = item
+                count += 1
+        row = slots[slot, 1]
+        if row >= 0 and np.isnan(ranks[best, row]):
+            ranks[best, row] = rank
+    return count
 
 
 class Interleaved:
@@ -25,23 +64,14 @@ class Interleaved:
 
     def merge(self, query: Query, proposals: Mapping[str, Candidates]) -> Candidates:  # noqa: ARG002
         """At most `limit` items, each once; columns of the sources themselves are not kept."""
-        given = {source: found.items for source, found in proposals.items()}
-        everything = np.concatenate([NOTHING.items, *given.values()])
-        if not len(everything):
-            return NOTHING.describe({f"{source}_rank": np.empty(0) for source in given})
-        places = [np.arange(1, len(items) + 1) / self.quotas.get(source, 1) for source, items in given.items()]
-        order = np.argsort(np.concatenate(places), kind="stable")
-        distinct, first = np.unique(everything[order], return_index=True)
-        chosen = np.sort(first)[: self.limit]
-        items = everything[order[chosen]]
-        row = np.full(len(distinct), -1)
-        row[np.searchsorted(distinct, items)] = np.arange(len(items))
-        columns: dict[str, Column] = {}
-        for source, proposed in given.items():
-            ranks = np.full(len(items), np.nan)
-            rows = row[np.searchsorted(distinct, proposed)]
-            kept = rows >= 0
-            # from the last to the first, so that a source that repeats itself keeps the better rank
-            ranks[rows[kept][::-1]] = np.flatnonzero(kept)[::-1] + 1.0
-            columns[f"{source}_rank"] = ranks
-        return Candidates(items, columns)
+        items = np.concatenate([NOTHING.items, *(found.items for found in proposals.values())])
+        if not len(items):
+            return NOTHING.describe({f"{source}_rank": np.empty(0) for source in proposals})
+        stops = np.cumsum([len(found) for found in proposals.values()])
+        quotas = np.array([self.quotas.get(source, 1) for source in proposals], np.float64)
+        slots = np.full((1 << (2 * len(items)).bit_length(), 2), -1, np.int32)
+        merged = np.empty(min(self.limit, len(items)), np.int32)
+        ranks = np.full((len(proposals), len(merged)), np.nan)
+        count = interleave(items, stops, quotas, slots, merged, ranks)
+        columns = {f"{source}_rank": ranks[number, :count] for number, source in enumerate(proposals)}
+        return Candidates(merged[:count], columns)
