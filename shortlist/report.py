@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +19,15 @@ LOSSES = {
     "not_retrieved": "not retrieved",
     "filtered": "filtered: seen already or not available",
     "not_in_catalogue": "not in the catalogue yet",
+}
+
+
+NAMED = 8
+"""Columns that are named as left out."""
+ROWS_LEFT_OUT = {
+    "ranker_rows_left_out": "older rows are more than the rankers learn from; the newest were taken",
+    "impressions_unclosed": "impressions are too new to say what follows them; they were left out",
+    "contexts_unreadable": "impressions have a context that is no JSON object; it counts as missing",
 }
 
 
@@ -39,6 +48,7 @@ def as_document(release: Release) -> dict[str, Any]:
         "ranker": manifest.ranker,
         "metrics": dict(manifest.metrics),
         "calibration": calibration(release),
+        "notes": notes(release),
         **evaluation(release),
     }
 
@@ -57,10 +67,24 @@ def quality_rows(release: Release) -> Rows:
 
 
 def notes(release: Release) -> list[str]:
-    """What the trainer found worth saying, and which ranker the two stages end with."""
-    ranker = release.manifest.ranker.replace("_", " ")
+    """What the trainer found worth saying, what it left out, and which ranker the two stages end with."""
+    ranker, details = release.manifest.ranker.replace("_", " "), release.manifest.details
     serves = f"two stage is what serves: the sources' candidates, ordered by {ranker}" if ranker else ""
-    return [note for note in (serves, *release.manifest.details["findings"]) if note]
+    return [note for note in (serves, *details["findings"], *left_out(details)) if note]
+
+
+def left_out(details: Mapping[str, Any]) -> Iterator[str]:
+    """Columns that no ranker could use and rows that none learned from, each with the reason."""
+    reasons: dict[str, str] = {}
+    for fitted in details["rankers"].values():
+        reasons |= fitted["dropped"]
+    if reasons:
+        named = [f"{name} ({reason})" for name, reason in list(reasons.items())[:NAMED]]
+        more = f" and {len(reasons) - NAMED} more" if len(reasons) > NAMED else ""
+        yield f"left out of the rankers: {', '.join(named)}{more}"
+    for name, words in ROWS_LEFT_OUT.items():
+        if details["data"][name]:
+            yield f"{details['data'][name]:,} {words}"
 
 
 def loss_rows(release: Release) -> Rows:

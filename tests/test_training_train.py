@@ -18,6 +18,7 @@ from shortlist.events.schema import Entity
 from shortlist.features.definitions import EventType, Feature, Impression
 from shortlist.project import Project
 from shortlist.ranking.specs import Ensemble, LambdaMART, LogisticRegression
+from shortlist.report import as_document, notes
 from shortlist.retrieval.specs import Popular, TwoTower
 from shortlist.training.dataset import survey, write_dataset
 from shortlist.training.releases import Registry, Release
@@ -229,12 +230,18 @@ def test_impressions_are_learned_from_where_they_are_logged(tmp_path: Path) -> N
         shown = rng.choice(30, 5, replace=False)
         for position, what in enumerate(shown):
             event = {"kind": "impression", "at": at, "user": f"u{who}", "film": f"f{what}", "request": f"r{slate}"}
-            events.append({**event, "position": position + 1})
+            events.append({**event, "position": position + 1, **({"context": "phone"} if 110 <= slate < 112 else {})})
         liked = [what for what in shown if what % 3 == who % 3]
         events += [{"kind": "watch", "at": at + 1, "user": f"u{who}", "film": f"f{what}"} for what in liked]
     whole = project(labels=Labels(impression, {watch: 1.0}, within="30m"))
     release = train(whole, log_of(events), tmp_path)
     data = release.manifest.details["data"]
+    assert (data["impressions_unclosed"], data["contexts_unreadable"]) == (5, 10)
+    said = "\n".join(notes(release))
+    assert "5 impressions are too new to say what follows them" in said
+    assert "10 impressions have a context that is no JSON object" in said
+    assert "left out of the rankers: user_age (always missing)" in said
+    assert as_document(release)["notes"] == notes(release)
     assert data["negatives"] == "shown and not acted on"
     assert data["ranker_rows"] > 100
     rows, columns = write_dataset(whole, log_of(events), tmp_path / "rows.parquet", 1, note)
