@@ -7,8 +7,11 @@ from pathlib import Path
 
 
 def write_durably(path: Path, data: bytes | memoryview) -> None:
-    """Write a file aside, flush it, rename it into place and flush the folder. Raises OSError, leaving nothing."""
-    aside = path.with_name(path.name + ".tmp")
+    """Write a file aside, flush it, rename it into place and flush the folder. Raises OSError, leaving nothing.
+
+    The name aside begins with an underscore: readers of data sets pass over it.
+    """
+    aside = path.with_name(f"_{path.name}.tmp")
     try:
         with aside.open("wb") as file:
             file.write(data)

@@ -19,6 +19,7 @@ from shortlist.pipeline.candidates import Candidates, Column
 from shortlist.pipeline.query import Query
 from shortlist.pipeline.runner import Pipeline
 from shortlist.serving.batch import DESCRIPTION, LOCK, Batch, BatchError, Format, Written, present, write_batch
+from shortlist.slate.specs import Cap
 from shortlist.training.releases import Registry
 from tests.serving_world import FILMS, USERS, fill, project, publish, running, settings_of
 
@@ -37,7 +38,7 @@ class Ready:
 
     def batch(self, **changes: Any) -> Batch:
         whole = Batch(
-            "films", self.release, self.position, len(self.users), 10, "parquet", PART, int(time.time() * 1e3)
+            "films", "", self.release, self.position, len(self.users), 10, "parquet", PART, int(time.time() * 1e3)
         )
         return replace(whole, **changes)
 
@@ -137,6 +138,7 @@ def test_what_does_not_continue_begins_anew_and_says_why(tmp_path: Path) -> None
     assert [row["user"] for row in rows_in(out)][-1] == "new"
     second = publish(tmp_path, seed=1)
     assert f"release was {first}, is {second}" in ready_in(tmp_path).write(out).anew
+    assert "rules was , is Cap(" in ready_in(tmp_path).write(out, rules=repr(Cap("maker", 2))).anew
     assert "k was 10, is 3; format was parquet, is jsonl" in ready_in(tmp_path).write(out, k=3, format="jsonl").anew
     assert not list(out.glob("*.parquet"))
     (out / DESCRIPTION).write_text("{")

@@ -111,7 +111,8 @@ def recommend_all(workplace: Workplace, k: int, out: Path, form: Format, as_json
         report("read the log", 1.0)
         users = table.entities[project.user.name].ids
         now = time.time_ns() // 1_000_000
-        batch = Batch(project.name, release.version, table.position, len(users), k, form, PART_USERS, now)
+        rules = ", ".join(map(repr, project.slate))
+        batch = Batch(project.name, rules, release.version, table.position, len(users), k, form, PART_USERS, now)
         written = write_batch(out, batch, pipeline, users, report)
     done = written.batch
     speed = written.computed / written.seconds if written.seconds > 0 else 0.0

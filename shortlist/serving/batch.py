@@ -22,6 +22,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shortlist.durable import write_durably
 from shortlist.events.log import EventLog
 from shortlist.features.table import FeatureTable
 from shortlist.pipeline.candidates import Candidates
@@ -57,9 +58,13 @@ class BatchError(Exception):
 
 @dataclass(frozen=True)
 class Batch:
-    """What a folder of slates is of. Two runs that agree on everything but `now` (ms UTC) continue one another."""
+    """What a folder of slates is of. Two runs that agree on everything but `now` (ms UTC) continue one another.
+
+    `rules` are those of the slate, as the project declares them: they are in no release.
+    """
 
     project: str
+    rules: str
     release: str
     log_position: int
     users: int
@@ -180,7 +185,7 @@ def prepared(folder: Path, batch: Batch) -> tuple[Batch, str]:
                 return earlier, ""
     for path in folder.glob("part-*"):
         path.unlink()
-    write_whole(found, json.dumps(asdict(batch), indent=1).encode())
+    write_durably(found, json.dumps(asdict(batch), indent=1).encode())
     return batch, why
 
 
@@ -193,26 +198,11 @@ def write_part(path: Path, rows: Sequence[dict[str, Any]], form: Format) -> None
     """The rows as a file that is whole when it is there."""
     if form == "jsonl":
         lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
-        write_whole(path, "".join(lines).encode())
+        write_durably(path, "".join(lines).encode())
         return
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(list(rows), SLATES), sink)
-    write_whole(path, sink.getvalue())
-
-
-def write_whole(path: Path, content: bytes | pa.Buffer) -> None:
-    """Write aside, make durable, put in place."""
-    aside = path.with_name(f"_{path.name}.aside")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    write_durably(path, memoryview(sink.getvalue()))
 
 
 @contextmanager
