@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortlist.retrieval import costs, halves
-from shortlist.retrieval.halves import Ways, halves_of
+from shortlist.retrieval import costs
 from shortlist.retrieval.index import CODES, FACTS, VECTORS, Among, Index, Vectors
 from shortlist.retrieval.ladder import FACTORS, LADDER, Code, build_index, climb, recall_of
 
@@ -252,78 +248,3 @@ def test_what_halves_find_is_judged_by_exact_products() -> None:
     rng = np.random.default_rng(0)
     vectors = np.float32(1.0) + np.float32(4e-4) * rng.standard_normal((3_000, 16), dtype=np.float32)
     assert build_index(vectors, k=20, exact_below=0, target=0.99).recall < 0.9
-
-
-@pytest.fixture
-def in_halves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However few codes there are, and whatever is faster, two threads look at once."""
-    monkeypatch.setattr(halves, "WORTH_BYTES", 0)
-    monkeypatch.setattr(Ways, "faster", lambda _: 1)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-
-
-@pytest.mark.usefixtures("in_halves")
-@pytest.mark.parametrize("n", [3_001, 3_007, 3_040, 4_096])
-@pytest.mark.parametrize("dimensions", [48, 50, 64])
-def test_two_halves_hold_every_row_once_and_find_what_the_whole_finds(n: int, dimensions: int) -> None:
-    vectors = clustered(n, dimensions)
-    index = build_index(vectors, k=20, exact_below=0)
-    held = [half.search(vectors[0], 2 * n) for half in halves_of(index.codes) or ()]
-    assert sorted(np.concatenate(held).tolist()) == list(range(n))
-    assert abs(len(held[0]) - len(held[1])) <= halves.BLOCK
-    queries = clustered(n + 50, dimensions)[-50:]
-    together = index.search(queries, 20)[1]  # several queries are not searched by halves
-    found = [index.search(query, 20) for query in queries]
-    for query, (rows, scores) in zip(queries, found, strict=True):
-        assert len(set(rows.tolist())) == 20
-        assert np.allclose(scores, index.products(query, rows))
-        assert (np.diff(scores) <= 0).all()
-    assert np.mean([scores for _, scores in found]) >= together.mean() - 1e-4
-
-
-@pytest.mark.usefixtures("in_halves")
-def test_searches_by_halves_from_several_threads_do_not_mix() -> None:
-    index, queries = build_index(clustered(4_000, 48), k=20, exact_below=0), clustered(64, 48, seed=9)
-    alone = [index.search(query, 20)[0].tolist() for query in queries]
-    with ThreadPoolExecutor(4) as threads:
-        assert list(threads.map(lambda query: index.search(query, 20)[0].tolist(), queries)) == alone
-
-
-@pytest.mark.usefixtures("in_halves")
-def test_a_half_that_no_other_thread_has_begun_is_searched_all_the_same() -> None:
-    index, query = build_index(clustered(4_000, 48), k=20, exact_below=0), clustered(1, 48, seed=9)[0]
-    before, busy = index.search(query, 20)[0].tolist(), Event()
-    occupied = halves.other_thread.submit(busy.wait, 10.0)
-    assert index.search(query, 20)[0].tolist() == before
-    busy.set()
-    assert occupied.result()
-
-
-@pytest.mark.usefixtures("in_halves")
-def test_all_alike_are_found_by_halves_too() -> None:
-    index = build_index(np.ones((3_000, 16), np.float32), k=20, exact_below=0)
-    assert len(set(index.search(np.ones(16, np.float32), 20)[0].tolist())) == 20
-
-
-@pytest.mark.parametrize("seconds", [(0.003, 0.002), (0.002, 0.003)])
-def test_the_faster_way_is_taken_and_the_other_tried_again(seconds: tuple[float, float]) -> None:
-    ways, taken = Ways(), []
-    for number in range(640):
-        taken.append(ways.faster())
-        turned = number >= 320  # from then on the other one is faster
-        ways.took(taken[-1], seconds[taken[-1] ^ int(turned)])
-    faster = int(seconds[1] < seconds[0])
-    assert set(taken[:2]) == {0, 1}
-    assert taken[2:320].count(faster) == 318 - 318 // halves.TURN
-    assert taken[-64:].count(faster) == 64 // halves.TURN
-
-
-@pytest.mark.parametrize("processors", [1, 2])
-def test_codes_are_halved_where_they_are_many_and_processors_too(
-    coded: Index, monkeypatch: pytest.MonkeyPatch, processors: int
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)))
-    assert halves_of(None) is None
-    assert halves_of(coded.codes) is None
-    monkeypatch.setattr(halves, "WORTH_BYTES", 0)
-    assert (halves_of(coded.codes) is not None) == (processors > 1)

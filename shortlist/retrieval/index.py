@@ -12,7 +12,6 @@ Which of the two is cheaper is decided by the model of `costs`.
 from __future__ import annotations
 
 import json
-import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,8 +22,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from shortlist.retrieval import costs, halves
-from shortlist.retrieval.halves import Half, Ways, halves_of
+from shortlist.retrieval import costs
 from shortlist.retrieval.products import Kept, products
 
 Vectors = NDArray[np.float32]
@@ -66,7 +64,7 @@ class Index:
         self, vectors: Kept, codes: Any = None, factor: int = 1, facts: Mapping[str, Any] | None = None
     ) -> None:
         self.vectors, self.codes, self.factor = vectors, codes, factor
-        self._n, self._halves, self._ways = len(vectors), halves_of(codes), Ways()
+        self._n = len(vectors)
         self.facts: dict[str, Any] = {
             "rung": "exact",
             "recall": 1.0,
@@ -135,7 +133,8 @@ class Index:
             scores, rows = faiss.knn(batch, np.asarray(self.vectors, np.float32), k, faiss.METRIC_INNER_PRODUCT)
             found = list(zip(scores, rows.astype(np.int32), strict=True))
         elif k * self.factor <= self._n:
-            found = self._search_codes(batch, k)
+            near = self.codes.search(batch, k * self.factor)[1].astype(np.int32)
+            found = [self._refined(query, one, k) for query, one in zip(batch, near, strict=True)]
         else:
             found = [self.best(query, self._every, k) for query in batch]
         if queries.ndim == 1:
@@ -146,36 +145,10 @@ class Index:
     def _every(self) -> Rows:
         return np.arange(self._n, dtype=np.int32)
 
-    def _search_codes(self, batch: Vectors, k: int) -> list[tuple[Vectors, Rows]]:
-        """What the codes find, refined; codes that all tie can leave places empty."""
-        parts = self._halves if len(batch) == 1 else None
-        if parts is None:
-            found = self._by_codes(batch, k)
-        else:
-            begun, way = time.perf_counter(), self._ways.faster()
-            found = [self._by_halves(batch[0], *parts, k)] if way else self._by_codes(batch, k)
-            self._ways.took(way, time.perf_counter() - begun)
-        return [
-            one if len(one[1]) == k else self.best(query, self._every, k)
-            for query, one in zip(batch, found, strict=True)
-        ]
-
-    def _by_codes(self, batch: Vectors, k: int) -> list[tuple[Vectors, Rows]]:
-        near = self.codes.search(batch, k * self.factor)[1].astype(np.int32)
-        return [self.best(query, rows[rows >= 0], k) for query, rows in zip(batch, near, strict=True)]
-
-    def _by_halves(self, query: Vectors, first: Half, second: Half, k: int) -> tuple[Vectors, Rows]:
-        """The same by two threads, each of which looks through one half and refines what it found there."""
-
-        def searched(half: Half) -> tuple[Vectors, Rows]:
-            return self.best(query, half.search(query, k * self.factor), k)
-
-        other = halves.other_thread.submit(searched, second)
-        parts = [searched(first)]
-        parts.append(searched(second) if other.cancel() else other.result())  # a busy machine may not have begun it
-        scores, rows = (np.concatenate(both) for both in zip(*parts, strict=True))
-        chosen = greatest(scores, k)
-        return scores[chosen], rows[chosen]
+    def _refined(self, query: Vectors, near: Rows, k: int) -> tuple[Vectors, Rows]:
+        """The best of what the codes found; codes that all tie can leave places empty."""
+        near = near[near >= 0]
+        return self.best(query, near if len(near) >= k else self._every, k)
 
     def _search_among(self, query: Vectors, k: int, among: Among) -> tuple[Vectors, Rows]:
         """One query; the codes look ever further until what they found holds enough, while that is cheaper."""
