@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from shortlist.training.tower_data import TowerExamples
-from shortlist.training.towers import HISTORY_KEPT, UNIFORM, UNKNOWN_ITEM, UNKNOWN_USER, WEIGHT_DECAY, Fitting
+from shortlist.training.towers.data import TowerExamples
+from shortlist.training.towers.fitting import HISTORY_KEPT, UNIFORM, UNKNOWN_ITEM, UNKNOWN_USER, WEIGHT_DECAY, Fitting
 
 
 class Side(nn.Module):

@@ -21,14 +21,14 @@ from shortlist.events.sqlite import SqliteLog
 from shortlist.features.hashing import Hashes
 from shortlist.features.table import FeatureTable
 from shortlist.ranking.specs import LambdaMART, RankerSpec
-from shortlist.retrieval.ladder import build_index
-from shortlist.retrieval.towers import HISTORY, INDEX, USERS, VOCABULARY, attributes_of
+from shortlist.retrieval.models.towers import HISTORY, INDEX, USERS, VOCABULARY, attributes_of
+from shortlist.retrieval.vectors.ladder import build_index
 from shortlist.serving.recovery import take_snapshot
 from shortlist.settings import Settings
-from shortlist.training.rankers import RankingData, fit_ranker
+from shortlist.training.rankers.fitting import RankingData, fit_ranker
 from shortlist.training.releases import Manifest, Registry
-from shortlist.training.tower_data import TowerExamples, TowerItems
-from shortlist.training.towers import fit_towers
+from shortlist.training.towers.data import TowerExamples, TowerItems
+from shortlist.training.towers.fitting import fit_towers
 
 DAY_MS = 86_400_000
 RANK, NOISE = 32, 0.1

@@ -21,9 +21,9 @@ import numpy as np
 
 from bench.retrieval import DIMENSIONS, K, easy, figures, recall, timed
 from shortlist.giving_way import give_way
-from shortlist.retrieval.index import Among, Index, Vectors
-from shortlist.retrieval.ladder import build_index
-from shortlist.retrieval.live_index import LiveIndex
+from shortlist.retrieval.vectors.index import Among, Index, Vectors
+from shortlist.retrieval.vectors.ladder import build_index
+from shortlist.retrieval.vectors.live_index import LiveIndex
 
 ADDED, AT_ONCE, HELD_OUT = 10_000, 1_024, 256
 SHARES = {"1%": 0.01, "10%": 0.1, "50%": 0.5}

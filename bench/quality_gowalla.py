@@ -21,11 +21,11 @@ from scipy import sparse
 
 from shortlist.events.schema import Entity
 from shortlist.features.definitions import EventType
-from shortlist.retrieval.factors import Factors
-from shortlist.retrieval.item_weights import ItemWeights
+from shortlist.retrieval.models.factors import Factors
+from shortlist.retrieval.models.item_weights import ItemWeights
 from shortlist.retrieval.specs import CoVisitation, GraphFilter, HistorySpec, LinearAutoencoder, MatrixFactorisation
-from shortlist.training.factors import fit_factors
-from shortlist.training.item_weights import Interactions, fit_item_weights, hits_of, ndcg_of
+from shortlist.training.sources.factors import fit_factors
+from shortlist.training.sources.item_weights import Interactions, fit_item_weights, hits_of, ndcg_of
 
 K, BLOCK = 20, 512
 DATA = Path(os.environ.get("SHORTLIST_DATA", "../shared/data")) / "gowalla"

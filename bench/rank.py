@@ -25,7 +25,7 @@ from shortlist.features.columns import Columns
 from shortlist.features.table import FeatureTable
 from shortlist.ranking.specs import LambdaMART
 from shortlist.settings import Settings
-from shortlist.training.rankers import RankingData, fit_ranker
+from shortlist.training.rankers.fitting import RankingData, fit_ranker
 from shortlist.training.releases import Manifest, Registry
 
 PROJECT = Path(__file__).with_name("_rank_project.py")

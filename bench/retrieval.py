@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.peers import environment
-from shortlist.retrieval.index import Index, Rows, Vectors
-from shortlist.retrieval.ladder import build_index
+from shortlist.retrieval.vectors.index import Index, Rows, Vectors
+from shortlist.retrieval.vectors.ladder import build_index
 
 K, DIMENSIONS, HELD_OUT, ASKED, ROUNDS = 500, 256, 256, 500, 3
 SPREAD, NOISE = 1.0, 1.25

@@ -26,7 +26,7 @@ from bench._serve_world import Size, make
 from bench._server import served
 from shortlist.features.table import FeatureTable
 from shortlist.ranking.scoring import load_scorer
-from shortlist.retrieval.towers import Towers
+from shortlist.retrieval.models.towers import Towers
 from shortlist.serving.recovery import SNAPSHOT
 from shortlist.settings import Settings
 from shortlist.training.releases import Registry

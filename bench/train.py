@@ -29,11 +29,11 @@ from shortlist.events.schema import Entity
 from shortlist.features.definitions import EventType
 from shortlist.features.entities import Ragged
 from shortlist.movielens import read_movielens
-from shortlist.retrieval.index import Vectors
+from shortlist.retrieval.models.towers import AttributeColumn
 from shortlist.retrieval.specs import TwoTower
-from shortlist.retrieval.towers import AttributeColumn
-from shortlist.training.tower_data import TowerExamples, TowerItems
-from shortlist.training.towers import CPU, deterministic, device_of, fit, half_precision_products, prepared
+from shortlist.retrieval.vectors.index import Vectors
+from shortlist.training.towers.data import TowerExamples, TowerItems
+from shortlist.training.towers.fitting import CPU, deterministic, device_of, fit, half_precision_products, prepared
 
 DATA = Path(os.environ.get("SHORTLIST_DATA", "../shared/data")) / "ml-latest-small"
 LIBRARY = ("tensorflow-recommenders==0.7.7", "tensorflow-cpu==2.20.0", "tf-keras==2.20.1")

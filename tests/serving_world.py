@@ -20,7 +20,7 @@ from shortlist.retrieval.specs import Popular
 from shortlist.serving.limits import Limits
 from shortlist.serving.running import Running
 from shortlist.settings import Settings
-from shortlist.training.rankers import RankingData, fit_ranker
+from shortlist.training.rankers.fitting import RankingData, fit_ranker
 from shortlist.training.releases import Manifest, Registry
 
 FILMS, USERS = 200, 40

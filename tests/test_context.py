@@ -18,10 +18,10 @@ from shortlist.features.context import context_of, encode
 from shortlist.features.hashing import hash_strings
 from shortlist.features.replay import replay
 from shortlist.features.table import FeatureTable
-from shortlist.retrieval.towers import Towers, context_columns
+from shortlist.retrieval.models.towers import Towers, context_columns
 from shortlist.training.dataset import survey
 from shortlist.training.rows import columns_of, shown
-from shortlist.training.sources import context_at, examples_of, fit_source, row_columns
+from shortlist.training.sources.fitting import context_at, examples_of, fit_source, row_columns
 
 DECLARED = {"device": str, "amount": float | None, "night": bool, "wishes": list[str]}
 FILMS = 24

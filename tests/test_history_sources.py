@@ -20,11 +20,11 @@ from shortlist.features.table import FeatureTable
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Deadline, Query
 from shortlist.project import Project
-from shortlist.retrieval import item_weights
 from shortlist.retrieval.catalogue import Catalogue
 from shortlist.retrieval.eligibility import NotSeen
-from shortlist.retrieval.factors import Factors
-from shortlist.retrieval.item_weights import WEIGHTS, ItemWeights, Said, greatest
+from shortlist.retrieval.models import item_weights
+from shortlist.retrieval.models.factors import Factors
+from shortlist.retrieval.models.item_weights import WEIGHTS, ItemWeights, Said, greatest
 from shortlist.retrieval.specs import (
     CoVisitation,
     GraphFilter,
@@ -35,12 +35,12 @@ from shortlist.retrieval.specs import (
     seen_features,
 )
 from shortlist.training.assembly import Place, load_source
-from shortlist.training.factors import fit_factors, halves
-from shortlist.training.graph import Graph
-from shortlist.training.item_weights import Exam, Interactions, autoencoder, fit_item_weights, ndcg_of, proven
-from shortlist.training.rankers import NothingToLearnError
+from shortlist.training.rankers.fitting import NothingToLearnError
 from shortlist.training.rows import Judged, everyone, observed_positives
-from shortlist.training.sources import Lesson, fit_source, row_columns
+from shortlist.training.sources.factors import fit_factors, halves
+from shortlist.training.sources.fitting import Lesson, fit_source, row_columns
+from shortlist.training.sources.graph import Graph
+from shortlist.training.sources.item_weights import Exam, Interactions, autoencoder, fit_item_weights, ndcg_of, proven
 
 user, film = Entity("user"), Entity("film")
 watch = EventType("watch", user, film)
@@ -139,9 +139,9 @@ def test_factors_are_the_truncated_decomposition() -> None:
 
 def test_factors_are_as_deep_as_memory_allows_and_never_less_than_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     deep = MatrixFactorisation(history)
-    monkeypatch.setattr("shortlist.training.factors.DEFAULT", 4)
+    monkeypatch.setattr("shortlist.training.sources.factors.DEFAULT", 4)
     for numbers, most in ((30 * 9, 9), (30 * 2, 4), (10**9, 29)):
-        monkeypatch.setattr("shortlist.training.factors.NUMBERS", numbers)
+        monkeypatch.setattr("shortlist.training.sources.factors.NUMBERS", numbers)
         tried = fit_factors(deep, acts(items=30), 0, None, lambda _: None)[1]["ndcg@20"]
         assert max(map(int, tried)) == most
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shortlist.retrieval.index import Among, Index, Vectors
-from shortlist.retrieval.ladder import build_index
-from shortlist.retrieval.live_index import ROOM, LiveIndex
+from shortlist.retrieval.vectors.index import Among, Index, Vectors
+from shortlist.retrieval.vectors.ladder import build_index
+from shortlist.retrieval.vectors.live_index import ROOM, LiveIndex
 
 DIMENSIONS = 6
 

@@ -25,21 +25,21 @@ from shortlist.features.table import FeatureTable
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Deadline, Query
 from shortlist.project import Project
-from shortlist.retrieval import live_items
 from shortlist.retrieval.catalogue import Catalogue
-from shortlist.retrieval.item_tower import FACTS, MODEL, TABLES, ItemTower
-from shortlist.retrieval.live_items import LiveItems
-from shortlist.retrieval.nearest import TowerSource
+from shortlist.retrieval.models.item_tower import FACTS, MODEL, TABLES, ItemTower
+from shortlist.retrieval.models.towers import Towers, attributes_of
+from shortlist.retrieval.models.words import words_of
 from shortlist.retrieval.specs import Popular, TwoTower
-from shortlist.retrieval.towers import Towers, attributes_of
-from shortlist.retrieval.words import words_of
+from shortlist.retrieval.vectors import live_items
+from shortlist.retrieval.vectors.live_items import LiveItems
+from shortlist.retrieval.vectors.nearest import TowerSource
 from shortlist.serving.limits import Limits
 from shortlist.serving.running import Running
 from shortlist.training.releases import Manifest, Registry
 from shortlist.training.rows import Judged, everyone, observed_positives
-from shortlist.training.sources import Lesson, row_columns
-from shortlist.training.tower_data import TowerExamples, TowerItems
-from shortlist.training.towers import fit_towers
+from shortlist.training.sources.fitting import Lesson, row_columns
+from shortlist.training.towers.data import TowerExamples, TowerItems
+from shortlist.training.towers.fitting import fit_towers
 from tests import serving_world
 
 FILMS, DAY = 120, 86_400_000

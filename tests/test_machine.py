@@ -24,14 +24,14 @@ from shortlist.pipeline.query import Deadline, Query
 from shortlist.project import Project
 from shortlist.retrieval.catalogue import Catalogue
 from shortlist.retrieval.eligibility import NotSeen
-from shortlist.retrieval.machine import FACTS, TABLES, Machine, steps_of
+from shortlist.retrieval.models.machine import FACTS, TABLES, Machine, steps_of
 from shortlist.retrieval.specs import FactorizationMachine, seen_features
 from shortlist.training.assembly import Place, load_source
-from shortlist.training.machine import directions, factors_of, fit_machine
-from shortlist.training.machine_data import Described, Outcomes, ages_of
-from shortlist.training.rankers import NothingToLearnError
+from shortlist.training.rankers.fitting import NothingToLearnError
 from shortlist.training.rows import Judged, everyone, observed_positives, shown
-from shortlist.training.sources import Lesson, fit_source, row_columns
+from shortlist.training.sources.fitting import Lesson, fit_source, row_columns
+from shortlist.training.sources.machine import directions, factors_of, fit_machine
+from shortlist.training.sources.machine_data import Described, Outcomes, ages_of
 from tests import test_contracts as contracts
 
 DAY = 86_400_000

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from shortlist.training.sampling import look, sweep, update
+from shortlist.training.sources.sampling import look, sweep, update
 
 
 def test_a_weight_is_a_polya_gamma_number() -> None:

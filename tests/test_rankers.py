@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from shortlist.ranking.scoring import load_scorer
 from shortlist.ranking.specs import BoostedTrees, DeepCross, LambdaMART, LogisticRegression, RankerSpec
-from shortlist.training import linear, rankers
-from shortlist.training.linear import log_loss, newton
-from shortlist.training.rankers import NothingToLearnError, RankingData, fit_ranker
+from shortlist.training.rankers import fitting as rankers
+from shortlist.training.rankers import linear
+from shortlist.training.rankers.fitting import NothingToLearnError, RankingData, fit_ranker
+from shortlist.training.rankers.linear import log_loss, newton
 
 SPECS: list[RankerSpec] = [
     LogisticRegression(),

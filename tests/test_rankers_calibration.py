@@ -13,8 +13,8 @@ from shortlist.ranking.calibration import CALIBRATION, CalibrationError
 from shortlist.ranking.scoring import load_scorer
 from shortlist.ranking.specs import BoostedTrees, DeepCross, LambdaMART, LogisticRegression, RankerSpec
 from shortlist.report import calibration, calibration_rows
-from shortlist.training.calibration import FLATTEST, Sigmoid, calibrate, calibration_error, calibration_figures
-from shortlist.training.rankers import RankingData, fit_ranker
+from shortlist.training.rankers.calibration import FLATTEST, Sigmoid, calibrate, calibration_error, calibration_figures
+from shortlist.training.rankers.fitting import RankingData, fit_ranker
 from shortlist.training.releases import Manifest, Release
 
 Floats = NDArray[np.float64]

@@ -11,9 +11,9 @@ import pytest
 from shortlist.ranking.ensemble import MEMBERS, EnsembleError
 from shortlist.ranking.scoring import load_scorer
 from shortlist.ranking.specs import DeepCross, Ensemble, LambdaMART, LogisticRegression, RankerSpec
-from shortlist.training.ensemble import spread_within
-from shortlist.training.rankers import NothingToLearnError, RankingData, fit_ranker
-from shortlist.training.reasons import PATHS, adds_up, reason
+from shortlist.training.comparing.reasons import PATHS, adds_up, reason
+from shortlist.training.rankers.ensemble import spread_within
+from shortlist.training.rankers.fitting import NothingToLearnError, RankingData, fit_ranker
 
 MEMBERS_OF: list[RankerSpec] = [LogisticRegression(), LambdaMART(trees=40), DeepCross(epochs=2)]
 

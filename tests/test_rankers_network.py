@@ -20,8 +20,8 @@ from shortlist.ranking.network import Network
 from shortlist.ranking.scoring import load_scorer
 from shortlist.ranking.specs import BoostedTrees, DeepCross, LambdaMART, LogisticRegression, RankerSpec
 from shortlist.retrieval.specs import Popular
-from shortlist.training.calibration import calibration_error
-from shortlist.training.rankers import FittedRanker, NothingToLearnError, RankingData, fit_ranker
+from shortlist.training.rankers.calibration import calibration_error
+from shortlist.training.rankers.fitting import FittedRanker, NothingToLearnError, RankingData, fit_ranker
 from shortlist.training.train import train
 
 Floats = NDArray[np.float64]

@@ -12,9 +12,9 @@ import pytest
 from shortlist.ranking.scoring import load_scorer
 from shortlist.ranking.specs import BoostedTrees, LambdaMART, Order
 from shortlist.ranking.trees import Trees
-from shortlist.training import boosting
-from shortlist.training.boosting import RankNet
-from shortlist.training.rankers import NothingToLearnError, RankingData, fit_ranker
+from shortlist.training.rankers import boosting
+from shortlist.training.rankers.boosting import RankNet
+from shortlist.training.rankers.fitting import NothingToLearnError, RankingData, fit_ranker
 
 OBJECTIVES: tuple[Order, ...] = ("pointwise", "pairwise", "listwise")
 

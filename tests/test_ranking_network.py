@@ -19,7 +19,7 @@ from shortlist.ranking.linear import Linear, Term
 from shortlist.ranking.network import FAR, Input, Inputs, Network, NetworkError, save_facts
 from shortlist.ranking.scorer import MissingColumnsError
 from shortlist.ranking.scoring import RankerStage
-from shortlist.training.network_model import DeepCrossNetwork, write_onnx
+from shortlist.training.rankers.network_model import DeepCrossNetwork, write_onnx
 
 INPUTS = [Input("a", 0.0, 1.0, 2.0, True), Input("b", 1.0, 0.5, 1.5, False), Input("c", 0.0, 0.0, 1.0, True)]
 HEADS = [Head("click", 1.0, 0.8, -0.3), Head("hide", -2.0, 1.2, 0.1)]

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortlist.retrieval import costs
-from shortlist.retrieval.index import CODES, FACTS, VECTORS, Among, Index, Vectors
-from shortlist.retrieval.ladder import FACTORS, LADDER, Code, build_index, climb, recall_of
+from shortlist.retrieval.vectors import costs
+from shortlist.retrieval.vectors.index import CODES, FACTS, VECTORS, Among, Index, Vectors
+from shortlist.retrieval.vectors.ladder import FACTORS, LADDER, Code, build_index, climb, recall_of
 
 
 def clustered(n: int, dimensions: int, seed: int = 0) -> Vectors:

@@ -19,14 +19,14 @@ from shortlist.features.definitions import EventType
 from shortlist.features.entities import Entities
 from shortlist.features.hashing import hash_strings
 from shortlist.project import Project
-from shortlist.retrieval.item_tower import ItemTower
-from shortlist.retrieval.sentences import ENCODER, TOKENIZER, SentenceEncoder, vectors_of
+from shortlist.retrieval.models.item_tower import ItemTower
+from shortlist.retrieval.models.sentences import ENCODER, TOKENIZER, SentenceEncoder, vectors_of
+from shortlist.retrieval.models.towers import Towers
 from shortlist.retrieval.specs import TwoTower
-from shortlist.retrieval.towers import Towers
 from shortlist.training.dataset import survey
-from shortlist.training.rankers import NothingToLearnError
-from shortlist.training.sentence_model import CONFIG, POOLING, WEIGHTS, read_weights, write_sentence_encoder
-from shortlist.training.sources import fit_source
+from shortlist.training.rankers.fitting import NothingToLearnError
+from shortlist.training.sources.fitting import fit_source
+from shortlist.training.towers.sentence_model import CONFIG, POOLING, WEIGHTS, read_weights, write_sentence_encoder
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "red", "green", "##ish", "apple", "car"]
 SHAPE = {

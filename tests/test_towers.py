@@ -21,9 +21,7 @@ from shortlist.features.table import FeatureTable
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Deadline, Query
 from shortlist.retrieval.catalogue import Catalogue
-from shortlist.retrieval.nearest import TowerSource
-from shortlist.retrieval.specs import TwoTower
-from shortlist.retrieval.towers import (
+from shortlist.retrieval.models.towers import (
     FACTS,
     HISTORY,
     USER_MODEL,
@@ -33,8 +31,10 @@ from shortlist.retrieval.towers import (
     Towers,
     attributes_of,
 )
-from shortlist.training.tower_data import TowerExamples, TowerItems
-from shortlist.training.towers import UNIFORM, fit_towers, prepared
+from shortlist.retrieval.specs import TwoTower
+from shortlist.retrieval.vectors.nearest import TowerSource
+from shortlist.training.towers.data import TowerExamples, TowerItems
+from shortlist.training.towers.fitting import UNIFORM, fit_towers, prepared
 
 user = Entity("user", age=int, country=str, tastes=list[str])
 film = Entity("film", genres=list[str], year=int)

@@ -18,16 +18,16 @@ from shortlist.features.definitions import EventType, Impression
 from shortlist.features.entities import Entities, Ragged
 from shortlist.features.hashing import Hashes, hash_strings
 from shortlist.project import Project
+from shortlist.retrieval.models.towers import AttributeColumn, Towers
+from shortlist.retrieval.models.words import words, words_of
 from shortlist.retrieval.specs import TwoTower
-from shortlist.retrieval.towers import AttributeColumn, Towers
-from shortlist.retrieval.words import words, words_of
-from shortlist.training import towers as learning
-from shortlist.training.beside import led_to, shown_beside
 from shortlist.training.dataset import survey
 from shortlist.training.rows import Judged
-from shortlist.training.sources import examples_of, fit_source
-from shortlist.training.tower_data import Encoding, TowerExamples, TowerItems, in_order_of_hash
-from shortlist.training.towers import Fitting, device_of, fit, fit_towers, prepared
+from shortlist.training.sources.beside import led_to, shown_beside
+from shortlist.training.sources.fitting import examples_of, fit_source
+from shortlist.training.towers import fitting as learning
+from shortlist.training.towers.data import Encoding, TowerExamples, TowerItems, in_order_of_hash
+from shortlist.training.towers.fitting import Fitting, device_of, fit, fit_towers, prepared
 
 user, film = Entity("user"), Entity("film", title=str, tags=list[str], year=int)
 watch, impression = EventType("watch", user, film), Impression(user, film)

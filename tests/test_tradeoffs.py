@@ -20,10 +20,10 @@ from shortlist.ranking.linear import Linear, Term
 from shortlist.ranking.scoring import RankerStage
 from shortlist.ranking.specs import LambdaMART, LogisticRegression
 from shortlist.retrieval.specs import CoVisitation, Fresh, Popular
-from shortlist.training.advice import recommendations
+from shortlist.training.comparing.advice import recommendations
+from shortlist.training.comparing.reasons import COUNTS, OPAQUE, PATHS, WEIGHTS, Reason, adds_up, attribution, reason
+from shortlist.training.comparing.tradeoffs import Contribution, Method, TradeOffs, found_in, median_ms, trade_offs
 from shortlist.training.metrics import Floats, Interval, Relevant
-from shortlist.training.reasons import COUNTS, OPAQUE, PATHS, WEIGHTS, Reason, adds_up, attribution, reason
-from shortlist.training.tradeoffs import Contribution, Method, TradeOffs, found_in, median_ms, trade_offs
 from shortlist.training.train import train
 from tests.test_training_train import HOUR, TOWERS, history, impression, log_of, project, taste_events, watch
 

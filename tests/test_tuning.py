@@ -14,12 +14,12 @@ import pytest
 from shortlist.events.log import MemoryLog
 from shortlist.ranking.specs import LambdaMART, LogisticRegression
 from shortlist.retrieval.specs import Popular, TwoTower
+from shortlist.training.comparing.spaces import SPACES, Between, OneOf, space_of, written
+from shortlist.training.comparing.trials import RankerPart, SourcePart
+from shortlist.training.comparing.tuning import Best, Budget, Tuned, is_better, tune
 from shortlist.training.dataset import TrainingError
-from shortlist.training.rankers import NothingToLearnError
-from shortlist.training.sources import fit_source
-from shortlist.training.spaces import SPACES, Between, OneOf, space_of, written
-from shortlist.training.trials import RankerPart, SourcePart
-from shortlist.training.tuning import Best, Budget, Tuned, is_better, tune
+from shortlist.training.rankers.fitting import NothingToLearnError
+from shortlist.training.sources.fitting import fit_source
 from tests.test_training_train import HOUR, TOWERS, history, log_of, project, taste_events, watches
 
 TRENDS = project(sources=[Popular(half_life="365d", quota=40)], rankers=[LambdaMART(trees=5), LogisticRegression()])
@@ -175,7 +175,7 @@ def test_a_trial_that_cannot_be_fitted_is_counted_and_passed_over(
             raise NothingToLearnError("not today")
         return fit_source(spec, *rest)
 
-    monkeypatch.setattr("shortlist.training.trials.fit_source", picky)
+    monkeypatch.setattr("shortlist.training.comparing.trials.fit_source", picky)
     best = part(run(trends, tmp_path, 4, names=["popular"]), "popular")
     assert best.trials == 4
     assert best.settings == {}

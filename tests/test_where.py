@@ -24,13 +24,13 @@ from shortlist.pipeline.query import Deadline, Query
 from shortlist.pipeline.stages import Filter, Source
 from shortlist.retrieval.catalogue import Catalogue
 from shortlist.retrieval.eligibility import Available, NotSeen, Where
-from shortlist.retrieval.factors import Factors
 from shortlist.retrieval.fresh import FreshSource
-from shortlist.retrieval.item_weights import HistorySource, ItemWeights
-from shortlist.retrieval.ladder import build_index
-from shortlist.retrieval.nearest import ENOUGH, TowerSource
+from shortlist.retrieval.models.factors import Factors
+from shortlist.retrieval.models.item_weights import HistorySource, ItemWeights
 from shortlist.retrieval.popular import PopularSource
 from shortlist.retrieval.specs import Popular, popularity_features, retrieval_features, seen_features
+from shortlist.retrieval.vectors.ladder import build_index
+from shortlist.retrieval.vectors.nearest import ENOUGH, TowerSource
 from shortlist.serving.cache import key_of
 from tests.serving_world import fill, publish, running
 

@@ -14,9 +14,9 @@ from shortlist.report import plain, with_interval
 from shortlist.terminal import print_table, progress
 
 if TYPE_CHECKING:
+    from shortlist.training.comparing.tradeoffs import Contribution, Method, TradeOffs
+    from shortlist.training.comparing.tuning import Tuned
     from shortlist.training.metrics import Interval
-    from shortlist.training.tradeoffs import Contribution, Method, TradeOffs
-    from shortlist.training.tuning import Tuned
 
 UNITS = ("B", "kB", "MB", "GB")
 
@@ -32,8 +32,8 @@ def report(path: Path, seed: int, as_json: bool) -> int:
     numbers recommend. Nothing is published.
     """
     workplace = open_workplace(path)
-    from shortlist.training.advice import recommendations
-    from shortlist.training.tradeoffs import trade_offs
+    from shortlist.training.comparing.advice import recommendations
+    from shortlist.training.comparing.tradeoffs import trade_offs
 
     with progress(quiet=as_json) as watch:
         weighed = trade_offs(workplace.project, workplace.log(), seed, watch)
@@ -130,8 +130,8 @@ def tune(parts: tuple[str, ...], path: Path, trials: int, minutes: float, anew: 
     against the declared ones on the test slice, once, when all trials are done.
     """
     workplace = open_workplace(path)
-    from shortlist.training.tuning import Budget
-    from shortlist.training.tuning import tune as search
+    from shortlist.training.comparing.tuning import Budget
+    from shortlist.training.comparing.tuning import tune as search
 
     settings = workplace.settings
     database = settings.place("log").with_name("tuning.db")

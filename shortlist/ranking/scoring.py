@@ -28,7 +28,7 @@ class RankerError(ValueError):
 
 
 def load_scorer(directory: Path) -> MatrixScorer:
-    """The ranker that `training.rankers.fit_ranker` wrote.
+    """The ranker that `training.rankers.fitting.fit_ranker` wrote.
 
     Raises ValueError (RankerError, ModelTextError, LinearError, NetworkError, EnsembleError, CalibrationError) where a
     file is damaged, OSError where one is missing.

@@ -10,7 +10,7 @@ import numpy as np
 from shortlist.features.entities import Growing
 from shortlist.features.hashing import Hashes
 from shortlist.retrieval.catalogue import Catalogue, Items
-from shortlist.retrieval.index import Rows
+from shortlist.retrieval.vectors.index import Rows
 
 
 class Model(Protocol):

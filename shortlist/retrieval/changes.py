@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shortlist.features.entities import Attribute
-from shortlist.retrieval.index import Rows
+from shortlist.retrieval.vectors.index import Rows
 
 
 @dataclass(frozen=True)

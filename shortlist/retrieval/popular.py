@@ -15,7 +15,7 @@ from shortlist.pipeline.query import Query
 from shortlist.pipeline.stages import Filter
 from shortlist.retrieval.catalogue import Catalogue, Items
 from shortlist.retrieval.eligibility import LOOKS, Mask, allowed, eligible, first_eligible, within
-from shortlist.retrieval.index import greatest
+from shortlist.retrieval.vectors.index import greatest
 
 PORTION, PAUSE_SECONDS = 4_096, 0.0005
 """Items that are counted at once behind the requests, and the pause after them: other readers get their turn."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from shortlist.features.entities import EVERYTHING_KNOWN, Attribute, Entities
 from shortlist.features.hashing import hash_strings
 from shortlist.retrieval.changes import Mark
-from shortlist.retrieval.index import Mask, Rows
+from shortlist.retrieval.vectors.index import Mask, Rows
 
 WORTH_SORTING = 16
 """Postings are made anew once one item in so many has changed."""

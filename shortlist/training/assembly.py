@@ -1,6 +1,6 @@
 """A release's sources over a live table: what training measures is what serving asks.
 
-A new kind of source is one class in `retrieval`, one registration here and one in `training.sources`.
+A new kind of source is one class in `retrieval`, one registration here and one in `training.sources.fitting`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from shortlist.pipeline.stages import Describing, Filter, Merger, QueryHydrator,
 from shortlist.project import Project
 from shortlist.retrieval.catalogue import Catalogue
 from shortlist.retrieval.eligibility import Available, Excluded, NotSeen, Where
-from shortlist.retrieval.factors import Factors
 from shortlist.retrieval.fresh import FreshSource
-from shortlist.retrieval.item_tower import ItemTower
-from shortlist.retrieval.item_weights import HistorySource, ItemWeights
-from shortlist.retrieval.machine import Machine
 from shortlist.retrieval.merge import Interleaved
-from shortlist.retrieval.nearest import TowerSource
+from shortlist.retrieval.models.factors import Factors
+from shortlist.retrieval.models.item_tower import ItemTower
+from shortlist.retrieval.models.item_weights import HistorySource, ItemWeights
+from shortlist.retrieval.models.machine import Machine
+from shortlist.retrieval.models.towers import Towers
 from shortlist.retrieval.popular import PopularSource
 from shortlist.retrieval.specs import (
     FactorizationMachine,
@@ -33,7 +33,7 @@ from shortlist.retrieval.specs import (
     popularity_features,
     seen_features,
 )
-from shortlist.retrieval.towers import Towers
+from shortlist.retrieval.vectors.nearest import TowerSource
 from shortlist.slate.assembly import exclusions
 
 LAST_RESORT = "last_resort"

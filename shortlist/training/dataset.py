@@ -25,10 +25,10 @@ from shortlist.retrieval.catalogue import Catalogue
 from shortlist.retrieval.specs import Popular, SourceSpec
 from shortlist.training.assembly import load_retrieval
 from shortlist.training.backtest import LiveColumns, Past, Progress
-from shortlist.training.rankers import NothingToLearnError, RankingData
+from shortlist.training.rankers.fitting import NothingToLearnError, RankingData
 from shortlist.training.requests import requests_of
 from shortlist.training.rows import Judged, blend, columns_of, drawn, everyone, observed_positives, shown
-from shortlist.training.sources import Lesson, fit_source, row_columns
+from shortlist.training.sources.fitting import Lesson, fit_source, row_columns
 from shortlist.training.split import Split, split_by_time
 
 LATEST = 0.2

@@ -46,7 +46,7 @@ from shortlist.training.dataset import (
 )
 from shortlist.training.evaluation import MOST_REQUESTS, PER_USER, POPULARITY, TWO_STAGE, Contest, Evaluation, evaluate
 from shortlist.training.metrics import Floats, by_user, ndcg, ordered_gains
-from shortlist.training.rankers import FittedRanker, NothingToLearnError, fit_ranker
+from shortlist.training.rankers.fitting import FittedRanker, NothingToLearnError, fit_ranker
 from shortlist.training.releases import Manifest, Registry, Release
 from shortlist.training.reordering import reorder
 from shortlist.training.requests import requests_of

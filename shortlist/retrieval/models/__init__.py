@@ -1,0 +1,1 @@
+"""What was learned, as serving reads it: weights, vectors, towers."""

@@ -1,0 +1,1 @@
+"""How each ranker is fitted, and what its scores mean as probabilities."""

@@ -1,0 +1,205 @@
+"""Logistic regression: which columns become logarithms, how strong the penalty is, and Newton's method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shortlist.ranking.linear import HUGE, Linear, Term, standardised
+from shortlist.ranking.scoring import LINEAR
+from shortlist.training.metrics import ndcg, ordered_gains
+from shortlist.training.rankers.fitting import PLACE, Fit, Progress, RankingData
+
+PENALTIES = (0.03, 0.01, 0.003, 0.001, 0.0001)
+"""L2 strengths tried, per row and in units of standardised columns."""
+
+DEPTH = 10
+
+PLACE_PENALTY = 0.001
+
+LINEAR_ROWS = 100_000
+"""A hundred weights need no more rows than this; of more, so many are drawn."""
+
+SKEWED = 1.0
+"""Columns without negative values and with more skewness than this (half an exponential's) are taken by their
+logarithm: counts grow with the log, and a weight on a count itself would say ever more."""
+
+USUAL, SMALLEST = 0.1, 1e-6
+"""The unit of a column's logarithm: that share of the median of what is not 0, at least so much, and at most 1."""
+
+NEWTON_STEPS = 50
+
+
+def fit_linear(
+    data: RankingData, validation: RankingData | None, directory: Path, seed: int, progress: Progress
+) -> Fit:
+    """Fit the weights and write them as JSON; without `validation` under the strongest penalty."""
+    asked = validation
+    if data.placed:  # held-out rows are as serving is: neutral to the place
+        data, validation = data.with_place(), validation and replace(validation, rank=None).with_place()
+    sample = drawn(data, seed)
+    acted, counts, shape = sample.gain > 0, sample.weight, Shape.of(sample.matrix)
+    design = shape.design(sample.matrix)
+    held_out = validation if validation is not None and validation.mixed else None
+    weights = np.zeros(len(design))
+    tried: list[tuple[float, NDArray[np.float64], NDArray[np.float64]]] = []
+    for number, penalty in enumerate(PENALTIES if held_out else PENALTIES[:1]):
+        weights = newton(design, acted, weights, penalty, counts=counts)
+        quality = ndcg_of(held_out, weights @ shape.design(held_out.matrix)) if held_out else np.zeros(1)
+        tried.append((penalty, weights, quality))
+        progress(number + 1, len(PENALTIES))
+    penalty, weights, quality = simplest(tried)
+    linear = shape.linear(data.names, weights)
+    served = Linear([term for term in linear.terms if term.column != PLACE], linear.bias)
+    served.save(directory / LINEAR)
+    figures = {"penalty": penalty, "log_loss": log_loss(weights @ design, acted, counts)}
+    if not held_out or asked is None:
+        return Fit("linear", figures)
+    scores = served.margin(asked.matrix, asked.names)
+    return Fit("linear", {**figures, "held_out_ndcg@10": float(quality.mean())}, scores=scores)
+
+
+def ndcg_of(data: RankingData, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """NDCG@10 of rows ordered by scores, one for each request that has a positive.
+
+    Not their log loss: rows to choose by are all that was retrieved, rows to learn from are drawn, so that the
+    probabilities of one are wrong for the other, and the least wrong are those that say little.
+    """
+    gains, relevant = ordered_gains(data.sizes, data.gain, scores, DEPTH)
+    found = ndcg(gains, relevant, DEPTH)
+    return np.asarray(found[~np.isnan(found)])
+
+
+def simplest(
+    tried: Sequence[tuple[float, NDArray[np.float64], NDArray[np.float64]]],
+) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
+    """The first of those tried (the strongest penalty) that the best is not ahead of by a standard error.
+
+    Hastie, Tibshirani, Friedman, The elements of statistical learning, 2009, section 7.10; errors paired by request.
+    """
+    best = max(tried, key=lambda each: each[2].mean())[2]
+
+    def behind(quality: NDArray[np.float64]) -> bool:
+        gain = best - quality
+        return bool(gain.mean() > gain.std(ddof=1) / len(gain) ** 0.5) if len(gain) > 1 else False
+
+    return next(each for each in tried if not behind(each[2]))
+
+
+def place_log_odds(data: RankingData, seed: int) -> NDArray[np.float64]:
+    """What the place adds to the log-odds of each row, 0 on average: by logistic regression on it and the columns."""
+    placed = data.with_place()
+    sample = drawn(placed, seed)
+    shape = Shape.of(sample.matrix)
+    design = shape.design(sample.matrix)
+    weights = newton(design, sample.gain > 0, np.zeros(len(design)), PLACE_PENALTY, counts=sample.weight)
+    place = standardised(placed.matrix[-1:], shape.unit[-1:], shape.mean[-1:], shape.scale[-1:])[0]
+    return np.asarray(weights[len(data.names)] * np.nan_to_num(place))
+
+
+def drawn(data: RankingData, seed: int) -> RankingData:
+    """At most `LINEAR_ROWS` of the rows."""
+    if len(data.gain) <= LINEAR_ROWS:
+        return data
+    rows = np.zeros(len(data.gain), np.bool_)
+    rows[np.random.default_rng(seed).choice(len(rows), LINEAR_ROWS, replace=False)] = True
+    return data.take(rows)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How columns become standardised ones, and which of them get a second one that says where they are missing."""
+
+    unit: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    gaps: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, matrix: NDArray[np.float64]) -> Shape:
+        """Measured on training rows."""
+        unit, mean, scale, gaps = [], [], [], []
+        for column in matrix:
+            known = column[np.abs(column) < HUGE]
+            skewed = len(known) > 0 and known.min() >= 0 and skewness(known) > SKEWED
+            unit.append(unit_of(known) if skewed else 0.0)
+            if skewed:
+                known = np.log1p(known / unit[-1])
+            mean.append(float(known.mean()) if len(known) else 0.0)
+            scale.append(float(known.std()) if len(known) and known.min() < known.max() else 1.0)
+            gaps.append(len(known) < len(column))
+        return cls(np.array([unit]).T, np.array([mean]).T, np.array([scale]).T, np.array(gaps))
+
+    def design(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[weights, rows]: the standardised columns (0 where missing), where they are missing, and ones."""
+        values = standardised(matrix, self.unit, self.mean, self.scale)
+        missing = np.isnan(values)
+        return np.vstack([np.where(missing, 0.0, values), missing[self.gaps], np.ones(matrix.shape[1])])
+
+    def linear(self, names: tuple[str, ...], weights: NDArray[np.float64]) -> Linear:
+        """The scorer with these weights, in the order of `design`'s rows."""
+        missing = np.zeros(len(names))
+        missing[self.gaps] = weights[len(names) : -1]
+        columns = zip(names, self.unit[:, 0], self.mean[:, 0], self.scale[:, 0], weights, missing, strict=False)
+        terms = [Term(name, *map(float, numbers)) for name, *numbers in columns]
+        return Linear(terms, float(weights[-1]))
+
+
+def unit_of(values: NDArray[np.float64]) -> float:
+    """In what to take the logarithm of a skewed column: 1 where counts are large, less for rates and shares.
+
+    The logarithm of 1 + a small rate is that rate; in a tenth of what is usual it tells small rates apart.
+    """
+    positive = values[values > 0]
+    return min(1.0, max(SMALLEST, USUAL * float(np.median(positive)))) if len(positive) else 1.0
+
+
+def skewness(values: NDArray[np.float64]) -> float:
+    """The third standardised moment; 0 where nothing varies."""
+    deviation = values - values.mean()
+    spread = deviation.std()
+    return float(np.mean((deviation / spread) ** 3)) if spread > 0 else 0.0
+
+
+def log_loss(odds: NDArray[np.float64], acted: NDArray[np.bool_], counts: float | NDArray[np.float64] = 1.0) -> float:
+    """The mean negative log-likelihood of what happened, given log-odds; `counts` is how much each row counts."""
+    return float(np.mean(counts * np.logaddexp(0.0, np.where(acted, -odds, odds))))
+
+
+def newton(
+    design: NDArray[np.float64],
+    acted: NDArray[np.bool_],
+    weights: NDArray[np.float64],
+    penalty: float,
+    offset: float | NDArray[np.float64] = 0.0,
+    counts: float | NDArray[np.float64] = 1.0,
+) -> NDArray[np.float64]:
+    """The weights that minimise log loss + penalty/2 * |weights|^2 (the last weight, the bias, is free).
+
+    `offset` are log-odds that are given, `counts` how much each row counts, 1 on average.
+    """
+    rows = design.shape[1]
+    ridge = np.full(len(design), penalty)
+    ridge[-1] = 1e-9  # only so that the equations have a solution when every row is certain
+
+    def objective(w: NDArray[np.float64]) -> float:
+        return log_loss(offset + w @ design, acted, counts) + 0.5 * float(ridge @ (w * w))
+
+    best = objective(weights)
+    for _step in range(NEWTON_STEPS):
+        chance = 1.0 / (1.0 + np.exp(-np.clip(offset + weights @ design, -500, 500)))
+        gradient = design @ (counts * (chance - acted)) / rows + ridge * weights
+        curvature = (design * (counts * chance * (1.0 - chance))) @ design.T / rows + np.diag(ridge)
+        direction = np.linalg.solve(curvature, gradient)
+        length = 1.0
+        while objective(weights - length * direction) > best and length > 1e-6:
+            length /= 2
+        weights = weights - length * direction
+        before, best = best, objective(weights)
+        if before - best < 1e-10:
+            break
+    return weights

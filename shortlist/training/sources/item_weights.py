@@ -1,0 +1,266 @@
+"""Fitting item-item weights: co-visitation, the linear autoencoder, the graph filter.
+
+All three look at who acted on what, once each, and nothing else. What has to be chosen is chosen on the newest actions
+of some users, which are held out; a setting other than the default one has to prove itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg, sparse
+
+from shortlist.features.hashing import Hashes
+from shortlist.retrieval.models.item_weights import ItemWeights
+from shortlist.retrieval.specs import CoVisitation, GraphFilter, LinearAutoencoder
+from shortlist.training.rankers.fitting import NothingToLearnError
+from shortlist.training.sources.graph import SETTING, Graph
+
+Matrix = NDArray[np.float32]
+Sparse = Any
+"""A scipy CSR matrix of float32; scipy has no types."""
+Figures = Mapping[str, Any]
+Share = Callable[[float], None]
+
+HELD_OUT, FEWEST, MOST_ASKED, DEPTH = 0.1, 5, 2_000, 20
+"""The share of a user's actions that is held out, of users with so many at least, of so many users at most; NDCG@."""
+SURE = 1.0
+"""Standard errors by which a setting must be better than the default one to be chosen."""
+RIDGE, RIDGES, RIDGE_ITEMS = 100.0, (30.0, 100.0, 300.0, 1000.0), 1_000
+"""The default ridge, those it has to beat, and the items to choose by."""
+BLOCK, ASKED_AT_ONCE = 1_024, 128
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Distinct pairs of a user's number and an item's, oldest first; `items` are the hashes of the items, sorted."""
+
+    users: int
+    items: Hashes
+    user: NDArray[np.int64]
+    item: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, users: Hashes, items: Hashes, position: NDArray[np.int64]) -> Interactions:
+        """From actions (hashes, and where in the log they stand); a pair stands where it was first."""
+        order = np.argsort(position, kind="stable")
+        known, user = np.unique(users[order], return_inverse=True)
+        vocabulary, item = np.unique(items[order], return_inverse=True)
+        _, first = np.unique(user * max(len(vocabulary), 1) + item, return_index=True)
+        first.sort()
+        return cls(len(known), vocabulary, user[first], item[first])
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def most_frequent(self, most: int) -> Interactions:
+        """Those of the `most` most frequent items only; ties in order of hash."""
+        if len(self.items) <= most:
+            return self
+        counts = np.bincount(self.item, minlength=len(self.items))
+        kept = np.sort(np.argsort(-counts, kind="stable")[:most])
+        row = np.full(len(self.items), -1)
+        row[kept] = np.arange(most)
+        part = row[self.item] >= 0
+        return Interactions(self.users, self.items[kept], self.user[part], row[self.item[part]])
+
+    def matrix(self, part: NDArray[np.bool_] | None = None) -> Sparse:
+        """Ones, shape (users, items)."""
+        user, item = (self.user, self.item) if part is None else (self.user[part], self.item[part])
+        shape = (self.users, len(self.items))
+        return sparse.csr_matrix((np.ones(len(user), np.float32), (user, item)), shape)
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Settings are judged here: some users' older actions `known`, and their newest ones, `held`; rows are users."""
+
+    learned: Sparse
+    known: Sparse
+    held: Sparse
+
+    @classmethod
+    def of(cls, acts: Interactions, seed: int) -> Exam:
+        """The newest tenth of the actions of some users is held out."""
+        counts = np.bincount(acts.user, minlength=acts.users)
+        order = np.argsort(acts.user, kind="stable")
+        starts = np.cumsum(counts) - counts
+        newest = np.empty(len(acts), np.int64)
+        newest[order] = np.repeat(starts + counts, counts) - np.arange(len(acts)) - 1  # 0 = a user's newest
+        able = np.flatnonzero(counts >= FEWEST)
+        asked = np.sort(np.random.default_rng(seed).permutation(able)[:MOST_ASKED])
+        held = np.isin(acts.user, asked) & (newest < np.ceil(HELD_OUT * counts)[acts.user])
+        learned = acts.matrix(~held)
+        return cls(learned, learned[asked], acts.matrix(held)[asked])
+
+    def ndcg(self, scores: Callable[[Sparse], Mapping[Any, Matrix]], step: Share) -> dict[Any, NDArray[np.float64]]:
+        """NDCG@20 of every user under every setting; `scores` says for some users what each setting thinks of items."""
+        found: dict[Any, list[NDArray[np.float64]]] = {}
+        for start in range(0, self.known.shape[0], ASKED_AT_ONCE):
+            part = slice(start, start + ASKED_AT_ONCE)
+            known, held = self.known[part], self.held[part]
+            for setting, matrix in scores(known).items():
+                found.setdefault(setting, []).append(ndcg_of(matrix, known, held))
+            step(start / self.known.shape[0])
+        return {setting: np.concatenate(parts) for setting, parts in found.items()}
+
+
+def ndcg_of(scores: Matrix, known: Sparse, held: Sparse, depth: int = DEPTH) -> NDArray[np.float64]:
+    """NDCG@depth of each row, all items ranked but the known ones; NaN where nothing is held out."""
+    hits = hits_of(scores, known, held, depth)
+    discounts = 1 / np.log2(np.arange(2, hits.shape[1] + 2))
+    ideal = np.concatenate([[np.nan], np.cumsum(discounts)])[np.minimum(np.diff(held.indptr), hits.shape[1])]
+    return np.asarray(hits @ discounts / ideal)
+
+
+def hits_of(scores: Matrix, known: Sparse, held: Sparse, depth: int) -> Matrix:
+    """1 for each of the first `depth` items of a row, the known ones left out, that is held out, best first."""
+    scores = scores.copy()
+    scores[known.nonzero()] = -np.inf
+    depth = min(depth, scores.shape[1])
+    top = np.argpartition(-scores, depth - 1, axis=1)[:, :depth]
+    top = np.take_along_axis(top, np.argsort(-np.take_along_axis(scores, top, 1), axis=1, kind="stable"), 1)
+    return np.asarray(np.take_along_axis(held.toarray(), top, 1), np.float32)
+
+
+def proven(found: Mapping[Any, NDArray[np.float64]], default: Any) -> Any:
+    """The best setting, where it beats the default one by more than chance; else the default."""
+    measured = {setting: values[~np.isnan(values)] for setting, values in found.items()}
+    if len(measured.get(default, ())) < 2:
+        return default
+    best = max(measured, key=lambda setting: float(measured[setting].mean()))
+    gain = measured[best] - measured[default]
+    return best if gain.mean() > SURE * gain.std(ddof=1) / len(gain) ** 0.5 else default
+
+
+def fit_item_weights(
+    spec: Any, acts: Interactions, seed: int, earlier: Figures | None, step: Share
+) -> tuple[ItemWeights, Figures]:
+    """The weights that `spec` declares, and what is to be reported. `earlier`: those figures of a shorter past.
+
+    Raises NothingToLearnError where nobody acted on two items.
+    """
+    if not len(acts) or np.bincount(acts.user).max() < 2:
+        raise NothingToLearnError("no user acted on two items, so no item says anything of another")
+    acts = acts.most_frequent(getattr(spec, "most_items", len(acts.items)))
+    (columns, values), figures = fit_rows(spec, acts, seed, earlier, step)
+    counts = np.array([len(row) for row in columns])
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    weights = ItemWeights(acts.items, starts, np.concatenate(columns), np.concatenate(values))
+    step(1.0)
+    return weights, {"items": len(acts.items), "pairs": len(acts), "weights": len(weights.weights), **figures}
+
+
+Kept = tuple[list[NDArray[np.int32]], list[NDArray[np.float32]]]
+"""The columns and weights of each row."""
+
+
+@singledispatch
+def fit_rows(
+    spec: object,
+    acts: Interactions,  # noqa: ARG001
+    seed: int,  # noqa: ARG001
+    earlier: Figures | None,  # noqa: ARG001
+    step: Share,  # noqa: ARG001
+) -> tuple[Kept, Figures]:
+    """The rows of the matrix, and what was chosen."""
+    raise TypeError(f"no item weights are fitted by {spec!r}")
+
+
+@fit_rows.register
+def _(
+    spec: CoVisitation,
+    acts: Interactions,
+    seed: int,  # noqa: ARG001
+    earlier: Figures | None,  # noqa: ARG001
+    step: Share,
+) -> tuple[Kept, Figures]:
+    graph = Graph.of(acts.matrix())
+    kept: Kept = ([], [])
+    for start in range(0, len(acts.items), BLOCK):
+        product = (graph.back[start : start + BLOCK] @ graph.forth).tocsr()
+        for row in range(product.shape[0]):
+            part = slice(product.indptr[row], product.indptr[row + 1])
+            columns, values = product.indices[part], product.data[part]
+            others = columns != start + row
+            _keep(kept, columns[others], values[others], spec.neighbours)
+        step(start / len(acts.items))
+    return kept, {}
+
+
+@fit_rows.register
+def _(
+    spec: LinearAutoencoder, acts: Interactions, seed: int, earlier: Figures | None, step: Share
+) -> tuple[Kept, Figures]:
+    ridge, figures = spec.ridge, {}
+    if ridge is None and earlier is not None:
+        ridge = float(earlier["ridge"])
+    elif ridge is None:
+        exam = Exam.of(acts.most_frequent(RIDGE_ITEMS), seed)
+        found: dict[Any, NDArray[np.float64]] = {}
+        for number, each in enumerate(RIDGES):
+            step(0.5 * number / len(RIDGES))
+            weights = autoencoder(exam.learned, each)
+            found |= exam.ndcg(lambda known, of=weights, at=each: {at: known @ of}, lambda _: None)  # type: ignore[misc]
+        ridge = proven(found, RIDGE)
+        figures = {"ndcg@20": {str(each): float(np.nanmean(values)) for each, values in found.items()}}
+    weights = autoencoder(acts.matrix(), ridge)
+    most = spec.neighbours * len(weights)
+    if most < weights.size:  # of all weights, not of each row: rows of popular items have many that matter
+        weights[np.abs(weights) < np.partition(np.abs(weights), weights.size - most, axis=None)[-most]] = 0.0
+    return _strongest(weights, len(weights)), {"ridge": ridge, **figures}
+
+
+def autoencoder(matrix: Sparse, ridge: float) -> Matrix:
+    """EASE's weights, shape (items, items): of each item as a ridge regression on all others."""
+    gram = np.asarray((matrix.T @ matrix).toarray(), np.float64)
+    gram[np.diag_indices_from(gram)] += ridge
+    factor, _ = linalg.lapack.dpotrf(gram, lower=True, overwrite_a=True)
+    half, _ = linalg.lapack.dpotri(factor, lower=True, overwrite_c=True)  # the lower triangle of the inverse, else 0
+    scale = -np.diag(half).copy()
+    weights: Matrix = ((half + half.T) / scale).astype(np.float32)  # but for the diagonal
+    np.fill_diagonal(weights, 0.0)
+    return weights
+
+
+@fit_rows.register
+def _(spec: GraphFilter, acts: Interactions, seed: int, earlier: Figures | None, step: Share) -> tuple[Kept, Figures]:
+    figures: dict[str, Any] = {}
+    if earlier is not None:
+        low_pass, sharpness = float(earlier["low_pass"]), float(earlier["sharpness"])
+    else:
+        exam = Exam.of(acts, seed)
+        graph = Graph.of(exam.learned, spec.rank, seed)
+        found = exam.ndcg(graph.settings, lambda share: step(0.3 * share))
+        low_pass, sharpness = proven(found, SETTING)
+        figures["ndcg@20"] = {f"{a} {b}": float(np.nanmean(values)) for (a, b), values in found.items()}
+    graph = Graph.of(acts.matrix(), spec.rank, seed)
+    kept: Kept = ([], [])
+    for rows in graph.weights(low_pass, sharpness):
+        part = _strongest(rows, spec.neighbours)
+        kept[0].extend(part[0])
+        kept[1].extend(part[1])
+        step(0.3 + 0.7 * len(kept[0]) / len(acts.items))
+    return kept, {"low_pass": low_pass, "sharpness": sharpness, **figures}
+
+
+def _strongest(rows: Matrix, neighbours: int) -> Kept:
+    """The weights of each row that are greatest in size."""
+    kept: Kept = ([], [])
+    for row in rows:
+        columns = np.flatnonzero(row)
+        _keep(kept, columns, row[columns], neighbours)
+    return kept
+
+
+def _keep(kept: Kept, columns: NDArray[Any], values: NDArray[np.float32], neighbours: int) -> None:
+    if len(columns) > neighbours:
+        chosen = np.sort(np.argpartition(-np.abs(values), neighbours - 1)[:neighbours])
+        columns, values = columns[chosen], values[chosen]
+    kept[0].append(columns.astype(np.int32))
+    kept[1].append(np.ascontiguousarray(values, np.float32))

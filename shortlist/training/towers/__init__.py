@@ -1,0 +1,1 @@
+"""The two towers: what they learn from, the model, its training, and what is written for serving."""
