@@ -21,7 +21,7 @@ from shortlist.pipeline.candidates import Candidates, Column
 from shortlist.pipeline.query import Query
 from shortlist.pipeline.runner import Pipeline
 from shortlist.project import Project
-from shortlist.training.backtest import Past
+from shortlist.training.backtest import Past, ask
 from shortlist.training.evaluation import Contest, Losses, evaluate
 from shortlist.training.requests import requests_of
 from shortlist.training.rows import columns_of, drawn, everyone, observed_positives, shown
@@ -201,7 +201,8 @@ def test_drawn_rows_hold_the_positives_and_nothing_that_was_seen() -> None:
     known = everyone(log, PROJECT, log.position)
     positives = observed_positives(log, PROJECT, known, log.position)
     requests = requests_of(positives.between(200, 320), 5, 1000)
-    rows = drawn(make_pipeline(table, 12), Past(log, table), known, requests, 7, quiet)
+    some = np.zeros(len(requests), np.bool_)
+    rows = drawn(make_pipeline(table, 12), Past(log, table), known, requests, 7, quiet, some)
     events = [event for batch in log.scan() for event in batch.table.to_pylist()]
     users, films = (dict(zip(held.hashes.tolist(), held.ids, strict=True)) for held in (known.users, known.items))
     assert (np.diff(rows.request) >= 0).all()
@@ -221,8 +222,27 @@ def test_drawn_rows_hold_the_positives_and_nothing_that_was_seen() -> None:
         before = [event for event in events[: rows.position[row]] if event["film"] == films[int(rows.item[row])]]
         assert columns["watched"][row] == len(before)
     again_table = FeatureTable(FEATURES)
-    again = drawn(make_pipeline(again_table, 12), Past(log, again_table), known, requests, 7, quiet)
+    again = drawn(make_pipeline(again_table, 12), Past(log, again_table), known, requests, 7, quiet, some)
     np.testing.assert_array_equal(rows.item, again.item)
+
+
+def test_of_chosen_requests_all_that_was_retrieved_becomes_rows_and_nothing_at_random() -> None:
+    log = make_log(4)
+    known = everyone(log, PROJECT, log.position)
+    positives = observed_positives(log, PROJECT, known, log.position)
+    requests = requests_of(positives.between(200, 320), 5, 1000)
+    whole = np.arange(len(requests)) % 2 == 1
+    table, asked_table = FeatureTable(FEATURES), FeatureTable(FEATURES)
+    rows = drawn(make_pipeline(table, 12), Past(log, table), known, requests, 7, quiet, whole)
+    pipeline, past = make_pipeline(asked_table, 12), Past(log, asked_table)
+    beyond = 0
+    for asked in ask(pipeline, past, known.users.ids, requests, "ask", quiet):
+        retrieved = set(known.items.hashes[asked.merged.items].tolist())
+        found = set(rows.item[rows.request == asked.number].tolist())
+        if whole[asked.number]:
+            assert found in (retrieved, set())  # none where no positive was retrieved
+        beyond += len(found - retrieved) > 0
+    assert beyond
 
 
 def test_impressions_become_rows_that_know_nothing_of_their_own_slate() -> None:

@@ -20,7 +20,7 @@ from shortlist.project import Project
 from shortlist.ranking.specs import Ensemble, LambdaMART, LogisticRegression
 from shortlist.report import as_document, notes
 from shortlist.retrieval.specs import Popular, TwoTower
-from shortlist.training.dataset import survey, write_dataset
+from shortlist.training.dataset import past_requests, survey, write_dataset
 from shortlist.training.releases import Registry, Release
 from shortlist.training.train import Steps, TrainingError, chosen, learn, train
 
@@ -139,6 +139,20 @@ def test_what_is_published_learned_from_the_held_out_part_too(trained: Release, 
     assert rankers
     assert all(after[name] == before[name] for name in rankers)
     assert any(after.get(name) != before[name] for name in before if name.startswith("sources/"))
+
+
+def test_some_users_choose_by_their_newest_positives_and_the_others_learn_from_theirs() -> None:
+    ground = survey(project(), log_of(taste_events(700)), 5, note)
+    (latest, early), (learning, none), (choosing, every) = past_requests(ground)
+    assert 0.05 < early.mean() < 0.5
+    assert not none.any()
+    assert every.all()
+    assert not set(latest.user[early]) & set(latest.user[~early])
+    assert latest.position.max() < ground.split.sources <= learning.position.min()
+    assert learning.position.max() < ground.split.rankers <= choosing.position.min()
+    sources = ground.early().positives  # what sources are fitted on knows nothing of them
+    known = set(zip(sources.user.tolist(), sources.position.tolist(), strict=True))
+    assert not known & set(zip(latest.user.tolist(), latest.position.tolist(), strict=True))
 
 
 def test_an_ensemble_is_made_of_the_others_and_serves_unless_one_of_them_is_surely_better(tmp_path: Path) -> None:

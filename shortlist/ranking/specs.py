@@ -33,7 +33,7 @@ class BoostedTrees:
     objective: Order = "pairwise"
     name: str = ""
     trees: int = 300
-    leaves: int = 31
+    leaves: int = 15
     learning_rate: float = 0.05
     rows_per_leaf: int = 20
 

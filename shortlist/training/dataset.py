@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,15 @@ from shortlist.retrieval.specs import Popular, SourceSpec
 from shortlist.training.assembly import load_retrieval
 from shortlist.training.backtest import LiveColumns, Past, Progress
 from shortlist.training.rankers.fitting import NothingToLearnError, RankingData
-from shortlist.training.requests import requests_of
+from shortlist.training.requests import Requests, requests_of
 from shortlist.training.rows import Judged, blend, columns_of, drawn, everyone, observed_positives, shown
 from shortlist.training.sources.fitting import Lesson, fit_source, row_columns
 from shortlist.training.split import Split, split_by_time
 
 LATEST = 0.2
 """The share of each user's positives before `Split.sources` that rankers learn from, where there are no impressions."""
+ONE_IN = 5
+"""One in so many users (by hash) chooses by these positives, and the others learn from them."""
 PER_USER_LATEST, PER_USER = 2, 5
 MOST_LATEST, MOST_LEARNING, MOST_CHOOSING = 4_000, 4_000, 1_000
 """Requests without impressions, the newest: about 100 rows each to learn from, all that is retrieved to choose by."""
@@ -170,6 +173,22 @@ def pipeline_of(ground: Ground, sources: FittedSources, table: FeatureTable) -> 
     return pipeline, retrieval.last_resort
 
 
+def past_requests(ground: Ground) -> Iterator[tuple[Requests, NDArray[np.bool_]]]:
+    """Where nobody knows what was shown: requests to learn from and, of each, whether it is to choose by instead.
+
+    The newest positives of every user before `Split.sources` (see `Ground.early`), some users' to choose by; then the
+    stretch of time behind it to learn from, and the next one to choose by. A service answers those who have a history
+    and those who have just come, so both kinds have a say.
+    """
+    lesson, split, between = ground.lesson, ground.split, ground.lesson.positives.between
+    latest = requests_of(between(0, split.sources).of_each_user(LATEST)[1], PER_USER_LATEST, MOST_LATEST)
+    yield latest, lesson.known.users.hashes[latest.user] % np.uint64(ONE_IN) == 0
+    learning = requests_of(between(split.sources, split.rankers), PER_USER, MOST_LEARNING)
+    yield learning, np.zeros(len(learning), np.bool_)
+    choosing = requests_of(between(split.rankers, split.cut), PER_USER, MOST_CHOOSING)
+    yield choosing, np.ones(len(choosing), np.bool_)
+
+
 def ranker_rows(ground: Ground, sources: FittedSources, past: Past, progress: Progress) -> RankerRows:
     """Judge rows that `sources` were not fitted on, and give them every column that serving will have.
 
@@ -178,29 +197,24 @@ def ranker_rows(ground: Ground, sources: FittedSources, past: Past, progress: Pr
     split, labels, lesson = ground.split, ground.project.labels, ground.lesson
     if isinstance(labels, Labels):
         rows = shown(lesson.log, ground.project, labels, split.sources, split.cut, lesson.seed)
+        choosing = rows.position >= split.rankers
     else:
         pipeline, _ = pipeline_of(ground, sources, past.table)
         parts = []
-        between = lesson.positives.between
-        _, latest = between(0, split.sources).of_each_user(LATEST)
-        for positives, per_user, most, whole in (
-            (latest, PER_USER_LATEST, MOST_LATEST, False),
-            (between(split.sources, split.rankers), PER_USER, MOST_LEARNING, False),
-            (between(split.rankers, split.cut), PER_USER, MOST_CHOOSING, True),
-        ):
-            requests = requests_of(positives, per_user, most)
-            parts.append(drawn(pipeline, past, lesson.known, requests, lesson.seed, progress, whole))
-        rows = parts[0].followed_by(parts[1]).followed_by(parts[2])
+        for requests, choose in past_requests(ground):
+            part = drawn(pipeline, past, lesson.known, requests, lesson.seed, progress, choose)
+            parts.append((part, choose[part.request]))
+        rows = reduce(Judged.followed_by, (part for part, _ in parts))
+        choosing = np.concatenate([choose for _, choose in parts])
     progress("replay features", 0.0)
     matrix, names = matrix_of(ground, sources, rows)
     progress("replay features", 1.0)
-    learning, choosing = rows.position < split.rankers, rows.position >= split.rankers
     drawn_rows = not isinstance(labels, Labels)
     data = RankingData(
         matrix, names, rows.gain, rows.request, rows.rank, rows.actions, blend(ground.project), drawn_rows
     )
     return RankerRows(
-        data.take(learning),
+        data.take(~choosing),
         data.take(choosing),
         rows.user[choosing],
         rows.left_out,

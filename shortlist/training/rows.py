@@ -183,12 +183,13 @@ def drawn(
     requests: Requests,
     seed: int,
     progress: Progress,
-    whole: bool = False,
+    whole: NDArray[np.bool_],
 ) -> Judged:
     """Each request's relevant items among those retrieved, and negatives drawn for it.
 
-    `whole` takes all that was retrieved and nothing at random: rankings of drawn negatives do not tell which ranker is
-    better (Krichene and Rendle, On sampled metrics for item recommendation, KDD 2020).
+    `whole` says of each request whether to take all that was retrieved and nothing at random: rankings of drawn
+    negatives do not tell which ranker is better (Krichene and Rendle, On sampled metrics for item recommendation, KDD
+    2020).
 
     Positives that were not retrieved are left out, as are requests without any other: a ranker never meets them, and
     beside negatives that were retrieved they would teach it that what sources overlook is good. What the user saw
@@ -205,7 +206,7 @@ def drawn(
             counts.append(0)
             continue
         negative = rng.permutation(np.setdiff1d(retrieved, relevant))
-        if not whole:
+        if not whole[asked.number]:
             anything = rng.integers(0, len(past.table.entities[known.items.entity.name]), RANDOM).astype(np.int32)
             others = Candidates(np.setdiff1d(anything, np.concatenate([relevant, retrieved])))
             negative = np.concatenate([negative[:RETRIEVED], filtered(pipeline, asked.query, others).items])

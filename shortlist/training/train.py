@@ -8,9 +8,9 @@
 Rankers learn on requests behind what their sources were fitted on, so that they see the sources as serving will: wrong
 about the future; without impressions, on the newest positives that each user had before that, too, which the sources
 then go without (see `Ground.early`). The ensemble where one is declared, or else the simplest ranker, serves unless
-another beats it for certain on the slice behind that. Then the sources are fitted on all of the training part, and
-everything is measured on the test part, once. What is published are the same sources fitted on the whole log, because
-the newest events say most about tomorrow.
+another beats it for certain on the slice behind that and on some users' newest positives. Then the sources are fitted
+on all of the training part, and everything is measured on the test part, once. What is published are the same sources
+fitted on the whole log, because the newest events say most about tomorrow.
 """
 
 from __future__ import annotations
