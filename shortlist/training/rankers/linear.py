@@ -44,12 +44,12 @@ def fit_linear(
     sample = drawn(data, seed)
     acted, counts, shape = sample.gain > 0, sample.weight, Shape.of(sample.matrix)
     design = shape.design(sample.matrix)
-    held_out = validation if validation is not None and validation.mixed else None
+    held_out = (validation, shape.design(validation.matrix)) if validation is not None and validation.mixed else None
     weights = np.zeros(len(design))
     tried: list[tuple[float, NDArray[np.float64], NDArray[np.float64]]] = []
     for number, penalty in enumerate(PENALTIES if held_out else PENALTIES[:1]):
         weights = newton(design, acted, weights, penalty, counts=counts)
-        quality = ndcg_of(held_out, weights @ shape.design(held_out.matrix)) if held_out else np.zeros(1)
+        quality = ndcg_of(held_out[0], weights @ held_out[1]) if held_out else np.zeros(1)
         tried.append((penalty, weights, quality))
         progress(number + 1, len(PENALTIES))
     penalty, weights, quality = simplest(tried)
