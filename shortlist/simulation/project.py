@@ -38,8 +38,8 @@ def item_age_days(now: Any, item_published: Any) -> Any:
     return (now - item_published) / 86_400_000
 
 
-# Few columns, on purpose: the factorisation machine's score says what a user thinks of an item. What else predicts clicks
-# on the old policy's slates (rates, shares, other sources' scores) misleads where slates are new; LOG.md has the figures.
+# Few columns, on purpose: the factorisation machine's score says what a user thinks of an item. What else predicts
+# clicks on the old policy's slates (rates, shares, other sources' scores) misleads where slates are new: see LOG.md.
 features: list[Feature] = [
     ratio(click.by(user).count("30d"), impression.by(user).count("30d"), prior=20).named("user_click_rate_30d"),
     item_age_days,
