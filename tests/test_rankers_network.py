@@ -75,7 +75,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> tuple[FittedRanker, Net
     "spec",
     [
         LogisticRegression(),
-        BoostedTrees("pointwise", trees=50),
+        BoostedTrees("pointwise", trees=50, leaves=31),
         BoostedTrees("pairwise", trees=50),
         LambdaMART(trees=50),
         DeepCross(epochs=8),
