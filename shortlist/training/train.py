@@ -7,10 +7,10 @@
 
 Rankers learn on requests behind what their sources were fitted on, so that they see the sources as serving will: wrong
 about the future; without impressions, on the newest positives that each user had before that, too, which the sources
-then go without (see `Ground.early`). The ensemble where one is declared, or else the simplest ranker, serves unless
-another beats it for certain on the slice behind that and on some users' newest positives. Then the sources are fitted
-on all of the training part, and everything is measured on the test part, once. What is published are the same sources
-fitted on the whole log, because the newest events say most about tomorrow.
+then go without (see `Ground.early`). The ensemble serves where one is declared; or else the simplest ranker that no
+other beats for certain on the slice behind that and on some users' newest positives. Then the sources are fitted on all
+of the training part, and everything is measured on the test part, once. What is published are the same sources fitted
+on the whole log, because the newest events say most about tomorrow.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -54,8 +54,8 @@ from shortlist.training.requests import requests_of
 EARLY = "early"
 """Where the sources live that are fitted on the first part only; not published."""
 DEPTH = 10
-TRUSTED = (Ensemble, LogisticRegression, BoostedTrees, DeepCross)
-"""Kinds of rankers: the mean of several, which is rarely far from the best; then the easiest to explain first."""
+SIMPLEST = (LogisticRegression, BoostedTrees, DeepCross)
+"""Kinds of rankers, the one first whose orders are the easiest to explain."""
 CERTAIN = 1.645
 """Standard errors that a difference must exceed to be believed: 95 %, one-sided."""
 
@@ -168,7 +168,10 @@ def learn(ground: Ground, directory: Path, progress: Progress, steps: Steps) -> 
 
 
 def fit_rankers(ground: Ground, rows: RankerRows, directory: Path, progress: Progress) -> Choice:
-    """Fit every ranker, the linear baseline always; the best of the project's own on the choosing rows is chosen."""
+    """Fit every ranker, the linear baseline always; the best of the project's own on the choosing rows is chosen.
+
+    Where an ensemble is declared there is no contest: a slice that members were stopped on would pick one by luck.
+    """
     declared = sorted((*ground.project.rankers, LogisticRegression()), key=lambda spec: isinstance(spec, Ensemble))
     specs: dict[str, RankerSpec] = {spec.name: spec for spec in declared}  # ensembles last: they are made of the others
     own = [spec.name for spec in ground.project.rankers]
@@ -190,17 +193,24 @@ def fit_rankers(ground: Ground, rows: RankerRows, directory: Path, progress: Pro
             continue
         seconds[name] = time.perf_counter() - begun + (sum(seconds.values()) if isinstance(spec, Ensemble) else 0.0)
         validation[name] = validation_ndcg(place, rows)
-    trusted_first = sorted(own, key=lambda name: [isinstance(specs[name], kind) for kind in TRUSTED].index(True))
-    best = chosen({name: validation[name] for name in trusted_first if name in fitted})
+    best = next((name for name in fitted if isinstance(specs[name], Ensemble)), "") or chosen(
+        {name: validation[name] for name in simplest_first(own, specs) if name in fitted}
+    )
     means = {name: float(values.mean()) if len(values) else math.nan for name, values in validation.items()}
     return Choice(fitted, means, best, tuple(findings), seconds)
+
+
+def simplest_first(names: Iterable[str], specs: Mapping[str, RankerSpec]) -> list[str]:
+    """Rankers in the order of `SIMPLEST`; ensembles, which are no kind of their own, are not among them."""
+    kinds = {name: [isinstance(specs[name], kind) for kind in SIMPLEST] for name in names}
+    return sorted((name for name in kinds if True in kinds[name]), key=lambda name: kinds[name].index(True))
 
 
 def chosen(validation: Mapping[str, Floats]) -> str:
     """The first ranker that the best one does not beat with 95 % confidence, one-sided; "" where there is none.
 
-    Differences are paired by user: `validation` holds each ranker's figure of every user, the one first that is trusted
-    most. The others have to prove themselves, the more so as training has stopped where this very slice liked it best.
+    Differences are paired by user: `validation` holds each ranker's figure of every user, simplest ranker first. A
+    more complex one has to prove itself, the more so as its training has stopped where this very slice liked it best.
     """
     if not validation:
         return ""

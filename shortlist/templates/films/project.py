@@ -110,6 +110,6 @@ project = Project(
             dimensions=128,  # as good as 256 on these ten thousand films, in two thirds of the time
         ),
     ],
-    # two that err in different places, and their mean, which serves unless one of them is surely better
+    # two that err in different places, and their mean, which serves
     rankers=[LogisticRegression(), LambdaMART(), Ensemble()],
 )

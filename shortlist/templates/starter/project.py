@@ -50,7 +50,7 @@ features = [
     book_age_years,
 ]
 
-# 4. What is good, who proposes and who ranks. The rankers' mean serves, unless one of them is surely better.
+# 4. What is good, who proposes and who ranks. All rankers are measured; their mean serves.
 #    Here nobody logged what was shown and ignored, so only what was finished is known to be good. Once the service
 #    runs it logs impressions: then declare Impression(reader, book) and use Labels(impression, {open_: 1, finish: 3}).
 project = Project(
