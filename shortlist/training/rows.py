@@ -70,7 +70,7 @@ class Judged:
         return len(self.gain)
 
     def followed_by(self, others: Judged) -> Judged:
-        """These rows and then the others, whose requests are numbered on."""
+        """These rows and then the others, whose requests are numbered on. Both were drawn: nobody knows a context."""
         next_request = int(self.request.max(initial=-1)) + 1
         return Judged(
             np.concatenate([self.user, others.user]),

@@ -208,9 +208,15 @@ def context_columns(
         if name in scalings:
             columns[name] = np.array([np.nan if value is None else float(value)])
         else:
-            values = [] if value is None else [value] if isinstance(value, str) else list(value)
-            columns[name] = Ragged(hash_strings(values), np.array([0, len(values)]))
+            columns[name] = words_said([value])
     return columns
+
+
+def words_said(values: Sequence[str | Sequence[str] | None]) -> Ragged:
+    """A text, a list of texts or nothing of each of n rows, as hashes."""
+    words = [[] if value is None else [value] if isinstance(value, str) else list(value) for value in values]
+    stops = np.cumsum([len(each) for each in words], dtype=np.int64)
+    return Ragged(hash_strings([word for each in words for word in each]), np.concatenate([[0], stops]))
 
 
 def _rows(column: AttributeColumn, start: int, stop: int) -> AttributeColumn:

@@ -16,8 +16,8 @@ from shortlist.events.labels import Labels
 from shortlist.events.log import EventLog
 from shortlist.features.columns import Rows
 from shortlist.features.context import Context
-from shortlist.features.entities import Entities, Ragged
-from shortlist.features.hashing import Hashes, hash_strings
+from shortlist.features.entities import Entities
+from shortlist.features.hashing import Hashes
 from shortlist.features.program import FeatureSet
 from shortlist.features.replay import replay
 from shortlist.pipeline.candidates import Column
@@ -27,7 +27,7 @@ from shortlist.retrieval.models.item_tower import ItemTower
 from shortlist.retrieval.models.item_weights import ItemWeights, columns_of
 from shortlist.retrieval.models.machine import Machine
 from shortlist.retrieval.models.sentences import ENCODER, TOKENIZER, SentenceEncoder, vectors_of
-from shortlist.retrieval.models.towers import AttributeColumn, Towers, attributes_of
+from shortlist.retrieval.models.towers import AttributeColumn, Towers, attributes_of, words_said
 from shortlist.retrieval.models.words import words_of
 from shortlist.retrieval.specs import (
     FactorizationMachine,
@@ -214,12 +214,7 @@ def context_at(context: Context, names: Iterable[str], rows: NDArray[np.int64]) 
         if values.dtype != object:
             columns[name] = np.where(rows >= 0, np.append(values, np.nan)[rows], np.nan)
             continue
-        said = [values[row] if row >= 0 else None for row in rows]
-        words = [[] if value is None else [value] if isinstance(value, str) else value for value in said]
-        counts = [len(each) for each in words]
-        columns[name] = Ragged(
-            hash_strings([word for each in words for word in each]), np.concatenate([[0], np.cumsum(counts)])
-        )
+        columns[name] = words_said([values[row] if row >= 0 else None for row in rows])
     return columns
 
 

@@ -138,11 +138,6 @@ class Described:
         table, precision = np.zeros((1, dimensions)), np.full(dimensions, 1 / SPREAD**2)
         return cls(np.empty(0), True, starts, rows, np.ones(owners), table, precision)
 
-    def add_to(self, total: Floats, sign: float = 1.0) -> None:
-        """Add what the values say to every owner's vector."""
-        lengths = np.diff(self.starts)
-        np.add.at(total, self.rows, sign * self.shares[:, None] * np.repeat(self.table, lengths, axis=0))
-
 
 def columns_of(entities: Entities, names: Sequence[str]) -> Mapping[str, AttributeColumn]:
     """The attributes of everyone."""
