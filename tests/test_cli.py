@@ -282,6 +282,16 @@ def test_recommend_all_writes_everybody_and_goes_on(
     assert "1 of 1 parts were there already" in capsys.readouterr().err
     assert main([*command, "--format", "jsonl"]) == 0
     assert "began anew: format was parquet, is jsonl" in capsys.readouterr().err
+    declared = shelf / "project.py"
+    plain = declared.read_text()
+    ruled = plain.replace("    rankers=[", '    slate=[Cap("author", 2)],\n    rankers=[')
+    ruled = ruled.replace("import (", "import (\n    Cap,", 1)
+    try:
+        declared.write_text(ruled)
+        assert main([*command, "--format", "jsonl"]) == 0
+    finally:
+        declared.write_text(plain)
+    assert "began anew: rules was , is Cap(attribute='author', at_most=2)" in capsys.readouterr().err
     assert main(["recommend", "--all", "--out", str(shelf), "-p", str(shelf)]) == 1
     assert "name a new folder" in capsys.readouterr().err
 
