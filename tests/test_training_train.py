@@ -16,10 +16,13 @@ from shortlist.events.labels import Labels, ObservedPositives
 from shortlist.events.log import MemoryLog
 from shortlist.events.schema import Entity
 from shortlist.features.definitions import EventType, Feature, Impression
+from shortlist.features.table import FeatureTable
 from shortlist.project import Project
 from shortlist.ranking.specs import Ensemble, LambdaMART, LogisticRegression
 from shortlist.report import as_document, notes
 from shortlist.retrieval.specs import Popular, TwoTower
+from shortlist.serving.batch import Nobody
+from shortlist.serving.recommend import load_champion
 from shortlist.training.dataset import past_requests, survey, write_dataset
 from shortlist.training.releases import Registry, Release
 from shortlist.training.train import Steps, TrainingError, chosen, learn, train
@@ -166,6 +169,11 @@ def test_an_ensemble_is_made_of_the_others_and_serves_whoever_does_best_where_th
     assert set(chosen_by) == set(release.manifest.rankers)
     assert release.manifest.details["chosen"]["ranker"] == "ensemble"
     assert set(release.manifest.details["evaluation"]["methods"]) >= {"ensemble", "lambdamart", "two_stage"}
+
+
+def test_a_source_that_is_left_out_stands_with_missing_columns(trained: Release) -> None:
+    champion = load_champion(project(), trained, FeatureTable(project().feature_set()), Nobody(), lambda _: None)
+    assert set(champion.recommend.defaults["two_tower"]) == {"two_tower_score"}
 
 
 def test_the_simplest_ranker_that_no_other_beats_for_certain_is_chosen() -> None:
