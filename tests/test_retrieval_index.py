@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shortlist.retrieval.vectors import costs
-from shortlist.retrieval.vectors.index import CODES, FACTS, VECTORS, Among, Index, Vectors
-from shortlist.retrieval.vectors.ladder import FACTORS, LADDER, Code, build_index, climb, recall_of
+from shortlist.retrieval.vectors.index import CODES, FACTS, VECTORS, WEIGH, Among, Index, Vectors
+from shortlist.retrieval.vectors.ladder import FACTORS, LADDER, build_index, climb, recall_of
 
 
 def clustered(n: int, dimensions: int, seed: int = 0) -> Vectors:
@@ -44,7 +44,7 @@ def test_exact_search_is_brute_force_whatever_the_sizes(n: int, dimensions: int,
 
 def test_codes_reach_the_recall_that_was_asked_for(coded: Index) -> None:
     vectors, queries = clustered(20_000, 48), clustered(20_200, 48)[-200:]
-    assert coded.rung.rsplit(", refine")[0] in {str(code) for code in LADDER}
+    assert coded.rung.rsplit(", refine")[0] in {f"PCA{directions}x4" for directions in LADDER}
     assert coded.recall >= 0.99
     assert coded.reached
     found, scores = coded.search(queries, 50)
@@ -93,7 +93,7 @@ def test_the_least_refining_that_is_enough_is_found() -> None:
     exact = Index.exact(vectors)
     worst = exact.search(queries, 20)[1][:, -1:]
     by_target = {
-        target: climb(Code(64), vectors, vectors, queries, worst, 20, target, seed=0) for target in (0.1, 0.7, 0.8, 2.0)
+        target: climb(192, vectors, vectors, queries, worst, 20, target, seed=0) for target in (0.1, 0.7, 0.8, 2.0)
     }
     assert by_target[0.1].factor == FACTORS[0]
     assert by_target[2.0].factor == FACTORS[-1]
@@ -165,7 +165,7 @@ def test_few_directions_that_matter_need_few_bits() -> None:
     low_rank = rng.standard_normal((60_000, 16), dtype=np.float32) @ rng.standard_normal((16, 128), dtype=np.float32)
     low_rank += 0.1 * rng.standard_normal(low_rank.shape, dtype=np.float32)
     index = build_index(low_rank, k=50)
-    assert index.rung.startswith("PCAR32,PQ32x4fs")
+    assert index.rung.startswith("PCA32x4")
     assert index.reached
 
 
@@ -201,7 +201,7 @@ def test_the_same_vectors_and_seed_give_the_same_bytes(coded: Index, tmp_path: P
     again = build_index(clustered(20_000, 48), k=50, exact_below=1_000)
     coded.save(tmp_path / "a")
     again.save(tmp_path / "b")
-    for name in (VECTORS, CODES, FACTS):
+    for name in (VECTORS, CODES, WEIGH, FACTS):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
@@ -215,7 +215,7 @@ def test_what_was_saved_is_loaded(coded: Index, tmp_path: Path) -> None:
     assert loaded.memory_bytes >= 20_000 * 48 * 2
 
 
-@pytest.mark.parametrize("name", [VECTORS, CODES, FACTS])
+@pytest.mark.parametrize("name", [VECTORS, CODES, WEIGH, FACTS])
 @pytest.mark.parametrize("damage", ["cut", "changed", "missing", "empty"])
 def test_a_damaged_file_is_refused_by_name(coded: Index, tmp_path: Path, name: str, damage: str) -> None:
     coded.save(tmp_path)

@@ -23,7 +23,7 @@ def _probe(keys, slots, rows, insert, found, fresh):  # type: ignore[no-untyped-
     first = rows
     for i in range(len(keys)):
         if i + AHEAD < len(keys):
-            prefetch(slot_p, np.int64(keys[i + AHEAD] & mask) * 2)  # type: ignore[call-arg]
+            prefetch(slot_p, np.int64(keys[i + AHEAD] & mask) * 2)
         key = keys[i]
         found[i] = 0
         if key == np.uint64(0):

@@ -268,7 +268,7 @@ def walk(  # type: ignore[no-untyped-def]
             if keep and j + AHEAD < asked:
                 ahead = np.int64(read_rows_p[j + AHEAD]) * words
                 for word in range(ahead, ahead + min(words, MOST_AHEAD), 8):
-                    prefetch(state_p, word)  # type: ignore[call-arg]
+                    prefetch(state_p, word)
             to = read_p[j * READ_FIELDS + TO]
             read(
                 tileset_p, output_p, len(outputs), state_p, real_p, octets_p, place, read_p[j * READ_FIELDS + NOW],

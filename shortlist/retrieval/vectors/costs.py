@@ -6,19 +6,17 @@ is that all that is found must be sorted.
 
 from __future__ import annotations
 
-SCAN, REFINE = 0.023, 1.4
-"""Per vector and sub-vector scanned, and per candidate and dimension refined one after the other, wherever they lie."""
-EASILY_SCANNED, OVERLOAD = 64, 2.5
-"""Sub-vectors whose tables fit what the processor keeps at hand; each further one costs this many times as much."""
+SCAN, REFINE = 0.02, 0.95
+"""Per vector and direction scanned, and per candidate and dimension refined one after the other, wherever they lie."""
 COMPARE = 0.5
 """Per vector and dimension compared exactly, in the order in which the vectors lie in memory."""
 SORT = 80.0
 """Per candidate that codes find beyond what is refined: it is kept, sorted and looked up."""
 
 
-def scan(vectors: int, parts: int) -> float:
+def scan(vectors: int, directions: int) -> float:
     """Looking at the codes of all vectors."""
-    return SCAN * vectors * (parts + (OVERLOAD - 1) * max(0, parts - EASILY_SCANNED))
+    return SCAN * vectors * directions
 
 
 def refine(candidates: int, dimensions: int) -> float:

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shortlist.retrieval.vectors import costs
+from shortlist.retrieval.vectors.codes import Codes
 from shortlist.retrieval.vectors.products import Kept, products
 
 Vectors = NDArray[np.float32]
@@ -30,7 +31,7 @@ Rows = NDArray[np.int32]
 
 Mask = NDArray[np.bool_]
 
-VECTORS, CODES, FACTS = "vectors.npy", "codes.faiss", "index.json"
+VECTORS, CODES, WEIGH, FACTS = "vectors.npy", "codes.npy", "directions.npy", "index.json"
 WRITTEN = frozenset({"n", "dimensions", "factor", "crc32"})
 AT_ONCE = 1 << 22
 """Bytes that are read at a time."""
@@ -61,7 +62,7 @@ class Index:
     """
 
     def __init__(
-        self, vectors: Kept, codes: Any = None, factor: int = 1, facts: Mapping[str, Any] | None = None
+        self, vectors: Kept, codes: Codes | None = None, factor: int = 1, facts: Mapping[str, Any] | None = None
     ) -> None:
         self.vectors, self.codes, self.factor = vectors, codes, factor
         self._n = len(vectors)
@@ -89,7 +90,7 @@ class Index:
 
     @property
     def rung(self) -> str:
-        """The step of the ladder, e.g. "PQ64x4fs, refine 8", or "exact"."""
+        """The step of the ladder, e.g. "PCA64x4, refine 8", or "exact"."""
         return str(self.facts["rung"])
 
     @property
@@ -133,8 +134,7 @@ class Index:
             scores, rows = faiss.knn(batch, np.asarray(self.vectors, np.float32), k, faiss.METRIC_INNER_PRODUCT)
             found = list(zip(scores, rows.astype(np.int32), strict=True))
         elif k * self.factor <= self._n:
-            near = self.codes.search(batch, k * self.factor)[1].astype(np.int32)
-            found = [self._refined(query, one, k) for query, one in zip(batch, near, strict=True)]
+            found = [self.best(query, self.codes.search(query, k * self.factor), k) for query in batch]
         else:
             found = [self.best(query, self._every, k) for query in batch]
         if queries.ndim == 1:
@@ -145,11 +145,6 @@ class Index:
     def _every(self) -> Rows:
         return np.arange(self._n, dtype=np.int32)
 
-    def _refined(self, query: Vectors, near: Rows, k: int) -> tuple[Vectors, Rows]:
-        """The best of what the codes found; codes that all tie can leave places empty."""
-        near = near[near >= 0]
-        return self.best(query, near if len(near) >= k else self._every, k)
-
     def _search_among(self, query: Vectors, k: int, among: Among) -> tuple[Vectors, Rows]:
         """One query; the codes look ever further until what they found holds enough, while that is cheaper."""
         wanted, share = k * self.factor, among.count / self._n
@@ -157,8 +152,7 @@ class Index:
             among.count, self.dimensions
         ):
             look = int(SPARE * wanted / share) + 1
-            found = self.codes.search(query[None, :], look)[1][0]
-            found = found[found >= 0].astype(np.int32)
+            found = self.codes.search(query, look)
             kept = found[among.holds(found)][:wanted]
             if len(kept) == wanted:
                 return self.best(query, kept, k)
@@ -184,8 +178,10 @@ class Index:
         directory.mkdir(parents=True, exist_ok=True)
         np.save(directory / VECTORS, self.vectors)
         if self.codes is not None:
-            faiss.write_index(self.codes, str(directory / CODES))
-        sums = {name: checksum(directory / name) for name in (VECTORS, CODES) if (directory / name).exists()}
+            np.save(directory / CODES, self.codes.held)
+            np.save(directory / WEIGH, self.codes.weigh)
+        written = (VECTORS, CODES, WEIGH) if self.codes is not None else (VECTORS,)
+        sums = {name: checksum(directory / name) for name in written}
         facts = {**self.facts, "n": len(self), "dimensions": self.dimensions, "factor": self.factor, "crc32": sums}
         (directory / FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -195,14 +191,22 @@ class Index:
         try:
             facts = json.loads((directory / FACTS).read_text(encoding="utf-8"))
             for name, expected in facts["crc32"].items():
-                if name not in (VECTORS, CODES) or checksum(directory / name) != expected:
+                if name not in (VECTORS, CODES, WEIGH) or checksum(directory / name) != expected:
                     raise ValueError(f"{directory / name} is not what was written: its checksum differs")
             vectors = read_vectors(directory / VECTORS, facts["n"], facts["dimensions"])
-            codes = faiss.read_index(str(directory / CODES)) if CODES in facts["crc32"] else None
+            codes = read_codes(directory, facts["n"]) if CODES in facts["crc32"] else None
         except (OSError, KeyError, TypeError, AttributeError, RuntimeError, json.JSONDecodeError) as error:
             raise ValueError(f"the index in {directory} cannot be read ({error}); train again") from error
         held = {name: value for name, value in facts.items() if name not in WRITTEN}
         return cls(vectors, codes, int(facts["factor"]), held)
+
+
+def read_codes(directory: Path, n: int) -> Codes:
+    """The codes of `n` vectors. Raises ValueError where they are of others."""
+    held, weigh = (np.load(directory / name, allow_pickle=False) for name in (CODES, WEIGH))
+    if held.dtype != np.uint8 or weigh.dtype != np.float32 or weigh.ndim != 2:
+        raise ValueError(f"{directory / CODES} holds {held.dtype}, {directory / WEIGH} {weigh.dtype}{weigh.shape}")
+    return Codes(weigh, held, n)
 
 
 def read_vectors(path: Path, n: int, dimensions: int) -> Kept:

@@ -1,12 +1,9 @@
 """How cheap may the search be? The ladder of codes that a build climbs until measured recall is enough.
 
-Below 50,000 vectors the search is exact. Above, the build climbs a ladder of codes: Faiss' 4-bit product quantisation
-with fast scan (André, Kermarrec, Le Scouarnec, Quicker ADC, 2019; Jégou et al., 2011) finds k times a *refine factor*
-of candidates, and their products as half floats put them in order. Recall@k is measured on held-out queries against
-exact search, and the cheapest rung that reaches the target, surely and not by the luck of the queries, stays.
-
-Learned vectors have few directions that matter, so most rungs first project onto the principal ones, and then rotate
-these at random so that every 4-bit number bears the same load: one number each, and no bits for what is noise.
+Below 50,000 vectors the search is exact. Above, the build climbs a ladder of codes, each of more principal directions
+than the one before (`codes`): a pass over them finds k times a *refine factor* of candidates, and their products as
+half floats put them in order. Recall@k is measured on held-out queries against exact search, and the cheapest rung that
+reaches the target, surely and not by the luck of the queries, stays.
 
 What is cheap is decided by a model fitted to measurements (`costs`), not by a clock: the same vectors and seed must
 give the same index.
@@ -17,12 +14,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import faiss
 import numpy as np
 
 from shortlist.retrieval.vectors import costs
+from shortlist.retrieval.vectors.codes import Code, Codes
 from shortlist.retrieval.vectors.index import Index, Vectors
 from shortlist.retrieval.vectors.products import Kept, halved, products
 
@@ -39,52 +35,22 @@ SURE = 1.645
 BLOCK = 65_536
 
 
-@dataclass(frozen=True)
-class Code:
-    """How vectors are compressed: into `parts` sub-vectors of 4 bits each.
-
-    `projected` keeps the `parts` principal directions only, randomly rotated, so that a sub-vector is one number.
-    """
-
-    parts: int
-    projected: bool = False
-
-    def __str__(self) -> str:
-        return f"{f'PCAR{self.parts},' if self.projected else ''}PQ{self.parts}x4fs"
-
-    def cost(self, vectors: int, dimensions: int, k: int, factor: int) -> float:
-        """What one search costs, in the unit of the model."""
-        return costs.scan(vectors, self.parts) + costs.refine(k * factor, dimensions)
-
-    def train(self, sample: Vectors, seed: int) -> Any:
-        """The empty Faiss index of this code. Dimensions are padded with zeros to a multiple of `parts`."""
-        dimensions = sample.shape[1]
-        padded = self.parts if self.projected else -(-dimensions // self.parts) * self.parts
-        quantiser = faiss.IndexPQFastScan(padded, self.parts, 4, faiss.METRIC_INNER_PRODUCT)
-        quantiser.pq.cp.seed = seed
-        index: Any = quantiser
-        if self.projected:
-            index = faiss.IndexPreTransform(faiss.PCAMatrix(dimensions, padded, 0.0, True), quantiser)
-        elif padded != dimensions:
-            padding: Any = faiss.RemapDimensionsTransform
-            index = faiss.IndexPreTransform(padding(dimensions, padded, False), quantiser)
-        index.train(sample)
-        return index
-
-
-LADDER = (Code(32, True), Code(48, True), Code(64, True), Code(64), Code(96, True), Code(128))
+LADDER = (32, 48, 64, 96, 128, 192, 256)
+"""Directions that codes keep; no more than the vectors have."""
 
 
 @dataclass(frozen=True)
 class Rung:
-    """A code, its refine factor, the recall@k that was measured, and the least that it surely is."""
+    """Codes, their refine factor, the recall@k that was measured, and the least that it surely is."""
 
-    code: Code
+    codes: Codes
     factor: int
     recall: float
     surely: float
     cost: float
-    codes: Any
+
+    def __str__(self) -> str:
+        return f"PCA{len(self.codes.weigh)}x4, refine {self.factor}"
 
 
 def build_index(
@@ -113,31 +79,29 @@ def build_index(
     progress("exact search of held-out queries", 0.0)
     worst, kept = exact.search(asked, k)[1][:, -1:], halved(vectors)
     best: Rung | None = None
-    possible = [code for code in LADDER if not code.projected or code.parts <= vectors.shape[1]]
-    for number, code in enumerate(possible):
-        least = code.cost(len(vectors), vectors.shape[1], k, FACTORS[0])
+    most = vectors.shape[1]
+    possible = [*(directions for directions in LADDER if directions < most), *([most] if most <= LADDER[-1] else [])]
+    for number, directions in enumerate(possible):
+        least = cost(len(vectors), most, k, directions, FACTORS[0])
         if best is not None and best.surely >= target and best.cost < WORTH_BUILDING * least:
             continue
-        progress(f"index {code}", number / len(possible))
-        best = better(best, climb(code, vectors, kept, asked, worst, k, target, seed), target)
+        progress(f"index of {directions} directions", number / len(possible))
+        best = better(best, climb(directions, vectors, kept, asked, worst, k, target, seed), target)
     assert best is not None
     progress("index", 1.0)
-    rung = f"{best.code}, refine {best.factor}"
-    facts = {"rung": rung, "recall": best.recall, "target": target, "k": k, "parts": best.code.parts}
+    facts = {"rung": str(best), "recall": best.recall, "target": target, "k": k, "parts": len(best.codes.weigh)}
     return Index(kept, best.codes, best.factor, facts)
 
 
 def climb(
-    code: Code, vectors: Vectors, kept: Kept, asked: Vectors, worst: Vectors, k: int, target: float, seed: int
+    directions: int, vectors: Vectors, kept: Kept, asked: Vectors, worst: Vectors, k: int, target: float, seed: int
 ) -> Rung:
-    """This code with the least refine factor that reaches the target, or with the greatest one.
+    """Codes of so many directions with the least refine factor that reaches the target, or with the greatest one.
 
     Vectors are `kept` to refine; what they find is judged by their exact products.
     """
     chosen = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:TRAINED_ON])
-    codes = code.train(vectors[chosen], seed)
-    for block in blocks(vectors):
-        codes.add(block)
+    codes = Codes.of(Code.learn(vectors[chosen], directions, seed), blocks(vectors))
 
     def measured(factor: int) -> tuple[float, float]:
         found = Index(kept, codes, factor).search(asked, k)[0]
@@ -147,7 +111,12 @@ def climb(
     # more candidates never find less, so the least factor that is enough is found by bisection
     number = bisect_left(FACTORS, True, hi=len(FACTORS) - 1, key=lambda factor: measured(factor)[1] >= target)
     factor = FACTORS[number]
-    return Rung(code, factor, *measured(factor), code.cost(len(vectors), vectors.shape[1], k, factor), codes)
+    return Rung(codes, factor, *measured(factor), cost(len(vectors), vectors.shape[1], k, directions, factor))
+
+
+def cost(vectors: int, dimensions: int, k: int, directions: int, factor: int) -> float:
+    """What one search costs, in the unit of the model."""
+    return costs.scan(vectors, directions) + costs.refine(k * factor, dimensions)
 
 
 def better(best: Rung | None, other: Rung, target: float) -> Rung:

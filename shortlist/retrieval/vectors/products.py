@@ -42,7 +42,7 @@ def of_halves(vectors, rows, query, out):  # type: ignore[no-untyped-def]
         if i + AHEAD < len(rows):
             ahead = np.int64(rows[i + AHEAD]) * width
             for place in range(ahead, ahead + width, 32):
-                prefetch(data, place)  # type: ignore[call-arg]
+                prefetch(data, place)
         start, total = np.int64(rows[i]) * width, np.float32(0)
         for place in range(width):
             total += widened(data[start + place]) * asked[place]  # type: ignore[call-arg]
@@ -57,7 +57,7 @@ def of_singles(vectors, rows, query, out):  # type: ignore[no-untyped-def]
         if i + AHEAD < len(rows):
             ahead = np.int64(rows[i + AHEAD]) * width
             for place in range(ahead, ahead + width, 16):
-                prefetch(data, place)  # type: ignore[call-arg]
+                prefetch(data, place)
         start, total = np.int64(rows[i]) * width, np.float32(0)
         for place in range(width):
             total += data[start + place] * asked[place]

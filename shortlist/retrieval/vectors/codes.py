@@ -1,0 +1,129 @@
+"""Vectors in few bits: their principal directions, turned at random, as 4-bit numbers.
+
+What learned vectors say lies in few directions; those are kept, and turned, so that each bears the same load. Each
+number then is nearly normal, and cut into 16 steps of the width that errs least for a normal one (Max, Quantizing for
+minimum distortion, IRE 1960). A query's product with all of them is a pass over `dimensions / 2` bytes a vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shortlist.retrieval.vectors.scan import BLOCK, LEVELS, MOST, scan
+
+Vectors = NDArray[np.float32]
+Rows = NDArray[np.int32]
+Octets = NDArray[np.uint8]
+
+STEP = 0.3352
+"""The width of 16 even steps that errs least, in standard deviations of a normal number."""
+SAMPLED = 256
+"""Blocks of codes that say how high the best sums are; the more, the fewer are found in vain."""
+CAUTION = 3.0
+"""Standard deviations by which more must be expected than are wanted."""
+STEEPEST = 127
+"""The greatest weight that a signed byte holds."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """How vectors of d numbers are cut: less their `mean`, times `turn`, shape (dimensions, d), which counts steps."""
+
+    mean: Vectors
+    turn: Vectors
+
+    @classmethod
+    def learn(cls, sample: Vectors, dimensions: int, seed: int) -> Code:
+        """The principal directions of a sample, shape (n, d), turned at random; at most d of them."""
+        mean = sample.mean(axis=0)
+        centred = sample - mean
+        _, directions = np.linalg.eigh(np.asarray(centred.T @ centred, np.float64))  # in rising order of variance
+        kept = directions[:, ::-1][:, :dimensions]
+        drawn = np.random.default_rng(seed).standard_normal((kept.shape[1], kept.shape[1]))
+        turn = np.asarray((kept @ np.linalg.qr(drawn)[0]).T, np.float32)
+        spread = (centred @ turn.T).std(axis=0, keepdims=True).T
+        return cls(mean, np.divide(turn, STEP * spread, out=np.zeros_like(turn), where=spread > 0))
+
+    def numbers(self, vectors: Vectors) -> Octets:
+        """The 4-bit numbers of vectors, shape (n, dimensions)."""
+        steps = (vectors - self.mean) @ self.turn.T
+        numbers: Octets = np.clip(np.floor(steps) + LEVELS // 2, 0, LEVELS - 1).astype(np.uint8)
+        return numbers
+
+
+class Codes:
+    """Vectors to be searched for by their codes. `weigh`, shape (dimensions, d), makes the weights of a query."""
+
+    def __init__(self, weigh: Vectors, held: Octets, count: int) -> None:
+        pairs = -(-len(weigh) // 2)
+        if held.shape != (-(-count // BLOCK) * pairs * BLOCK,):
+            raise ValueError(f"{held.shape} bytes are no codes of {count} vectors in {len(weigh)} dimensions")
+        self.weigh, self.held, self.count = weigh, aligned(held), count
+
+    @classmethod
+    def of(cls, code: Code, parts: Iterable[Vectors]) -> Codes:
+        """The codes of vectors that come in parts, each but the last of whole blocks."""
+        packed, count = [], 0
+        for part in parts:
+            packed.append(blocks_of(code.numbers(part)))
+            count += len(part)
+        squared = (code.turn**2).sum(axis=1, keepdims=True)
+        weigh = np.divide(code.turn, squared, out=np.zeros_like(code.turn), where=squared > 0)
+        return cls(weigh, np.concatenate(packed), count)
+
+    def search(self, query: Vectors, k: int) -> Rows:
+        """The rows of the `min(k, count)` vectors with the greatest sums, best first, ties in order of row."""
+        k, weights = min(k, self.count), self._weights(query)
+        step = max(1, self.count // BLOCK // SAMPLED)
+        sample = self._scan(weights, step, -MOST - 1, -(-self.count // step) + 2 * BLOCK)[1]
+        expected = k * len(sample) / self.count
+        beyond = expected + CAUTION * expected**0.5
+        while True:
+            place = len(sample) - 1 - int(beyond)
+            least = int(np.partition(sample, place)[place]) if place > 0 else -MOST - 1
+            room = min(2 * int(beyond / len(sample) * self.count), self.count)
+            rows, scores = self._scan(weights, 1, least, room + BLOCK)
+            if len(rows) >= k:
+                return rows[np.argsort(-scores.astype(np.int32), kind="stable")[:k]]
+            beyond *= 2
+
+    def _scan(self, weights: NDArray[np.int16], step: int, least: int, room: int) -> tuple[Rows, NDArray[np.int16]]:
+        """The rows, of every `step`-th block, that come up to `least`, and their sums."""
+        while True:
+            rows, scores = np.empty(room, np.int32), np.empty(room, np.int16)
+            found = int(scan(self.held, 0, step, self.count, weights, least, rows, scores))
+            if found >= 0:
+                return rows[:found], scores[:found]
+            room = self.count + BLOCK  # many have the same sum
+
+    def _weights(self, query: Vectors) -> NDArray[np.int16]:
+        """The weight of each dimension as a signed byte, two in each number, so that no sum is too great."""
+        weights = self.weigh @ query
+        steep = float(np.abs(weights).max(initial=0.0))
+        far = (LEVELS - 1) * float(max(weights[weights > 0].sum(), -weights[weights < 0].sum()))
+        whole = np.zeros(-(-len(weights) // 2) * 2, np.int8)
+        if steep > 0:
+            whole[: len(weights)] = np.rint(weights * min(STEEPEST / steep, (MOST - LEVELS // 2 * len(weights)) / far))
+        return whole.view(np.int16)
+
+
+def blocks_of(numbers: Octets) -> Octets:
+    """The 4-bit numbers of vectors, shape (n, dimensions), in the layout of `scan`."""
+    count, dimensions = numbers.shape
+    blocks, pairs = -(-count // BLOCK), -(-dimensions // 2)
+    padded = np.zeros((blocks * BLOCK, pairs * 2), np.uint8)
+    padded[:count, :dimensions] = numbers
+    halves = padded.reshape(blocks, 2, BLOCK // 2, pairs, 2)
+    return np.ascontiguousarray((halves[:, 0] | halves[:, 1] << 4).transpose(0, 2, 1, 3)).reshape(-1)
+
+
+def aligned(held: Octets) -> Octets:
+    """The same bytes, at an address that is a multiple of a cache line."""
+    room = np.empty(len(held) + BLOCK, np.uint8)
+    start = -room.ctypes.data % BLOCK
+    room[start : start + len(held)] = held
+    return room[start : start + len(held)]

@@ -1,0 +1,133 @@
+"""Codes against arithmetic on the same numbers, whatever the sizes, on this processor and on a plain one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shortlist.retrieval.vectors.codes import Code, Codes, Vectors, blocks_of
+from shortlist.retrieval.vectors.scan import BLOCK, MOST, scan
+
+
+def drawn(n: int, d: int, seed: int = 0) -> Vectors:
+    return np.random.default_rng(seed).standard_normal((n, d), dtype=np.float32)
+
+
+def codes_of(vectors: Vectors, dimensions: int, part: int = BLOCK) -> tuple[Code, Codes]:
+    code = Code.learn(vectors, dimensions, seed=0)
+    return code, Codes.of(code, (vectors[start : start + part] for start in range(0, len(vectors), part)))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 300), st.integers(1, 37), st.integers(1, 3), st.integers(0, 99))
+def test_the_kernel_sums_what_the_numbers_say(n: int, dimensions: int, step: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    numbers = rng.integers(0, 16, (n, dimensions), dtype=np.uint8)
+    weights = np.zeros(-(-dimensions // 2) * 2, np.int8)
+    weights[:dimensions] = rng.integers(-50, 51, dimensions)
+    true = numbers.astype(np.int64) @ weights[:dimensions].astype(np.int64)
+    looked = np.flatnonzero(np.arange(n) // BLOCK % step == 0)
+    least = int(np.median(true))
+    rows, scores = np.empty(n + BLOCK, np.int32), np.empty(n + BLOCK, np.int16)
+    found = scan(blocks_of(numbers), 0, step, n, weights.view(np.int16), least, rows, scores)
+    right = looked[true[looked] >= least]
+    assert rows[:found].tolist() == right.tolist()
+    assert scores[:found].tolist() == true[right].tolist()
+
+
+def test_where_there_is_no_room_the_kernel_says_so() -> None:
+    held, weights = blocks_of(np.zeros((200, 4), np.uint8)), np.zeros(2, np.int16)
+    rows, scores = np.empty(100, np.int32), np.empty(100, np.int16)
+    assert scan(held, 0, 1, 200, weights, 0, rows, scores) == -1
+
+
+@settings(deadline=None)
+@given(st.integers(1, 2_000), st.integers(1, 12), st.integers(0, 2_500), st.integers(0, 99))
+def test_the_rows_of_the_greatest_sums_are_found_in_their_order(n: int, d: int, k: int, seed: int) -> None:
+    vectors, query = drawn(n, d, seed), drawn(1, d, seed + 1)[0]
+    code, codes = codes_of(vectors, d)
+    weights = codes._weights(query).view(np.int8)[: len(codes.weigh)].astype(np.int64)
+    sums = code.numbers(vectors).astype(np.int64) @ weights
+    assert codes.search(query, k).tolist() == np.argsort(-sums, kind="stable")[:k].tolist()
+
+
+def test_many_vectors_are_found_by_a_sample_of_them_and_none_is_missed() -> None:
+    vectors = drawn(60_000, 8)
+    order = np.argsort(vectors[:, 0], kind="stable")
+    code, codes = codes_of(vectors[order], 8, part=640)  # sorted, so that a sample of neighbours would mislead
+    for query in (*drawn(5, 8, seed=3), np.eye(8, dtype=np.float32)[0]):
+        weights = codes._weights(query).view(np.int8).astype(np.int64)
+        sums = code.numbers(vectors[order]).astype(np.int64) @ weights
+        for k in (1, 500, 30_000, 60_000):
+            assert codes.search(query, k).tolist() == np.argsort(-sums, kind="stable")[:k].tolist()
+
+
+def test_all_directions_in_four_bits_say_nearly_what_the_vectors_say() -> None:
+    vectors, queries = drawn(20_000, 24), drawn(20, 24, seed=1)
+    _, codes = codes_of(vectors, 24)
+    for query in queries:
+        best = set(np.argsort(-(vectors @ query))[:100].tolist())
+        assert len(best & set(codes.search(query, 300).tolist())) >= 97
+
+
+def test_the_directions_that_matter_are_kept() -> None:
+    vectors = drawn(5_000, 4) @ drawn(4, 32, seed=1) + np.float32(0.01) * drawn(5_000, 32, seed=2)
+    code, codes = codes_of(vectors + np.float32(7.0), 4)  # far from the origin, which is no direction that matters
+    centred = vectors - vectors.mean(axis=0)
+    basis = np.linalg.qr(code.turn.T)[0]
+    assert np.linalg.norm(centred - centred @ basis @ basis.T) < 0.05 * np.linalg.norm(centred)
+    best = set(np.argsort(-(vectors @ vectors[0]))[:50].tolist())
+    assert len(best & set(codes.search(vectors[0], 200).tolist())) >= 49
+
+
+@pytest.mark.parametrize("dimensions", [2, 64, 256])
+def test_no_sum_is_too_great_for_its_place(dimensions: int) -> None:
+    codes = Codes(np.eye(dimensions, dtype=np.float32), blocks_of(np.zeros((1, dimensions), np.uint8)), 1)
+    for query in (np.ones(dimensions), -np.ones(dimensions), np.eye(dimensions)[0], drawn(1, dimensions)[0]):
+        weights = codes._weights(query.astype(np.float32)).view(np.int8).astype(np.int64)
+        assert 15 * weights[weights > 0].sum() <= MOST
+        assert 15 * weights[weights < 0].sum() >= -MOST
+        assert np.abs(weights).max() >= min(127, MOST // 15 // dimensions - 8)  # and what there is room for is used
+
+
+def test_a_query_that_is_zero_or_vectors_that_are_all_alike_find_the_first_rows() -> None:
+    _, codes = codes_of(drawn(1_000, 6), 6)
+    assert codes.search(np.zeros(6, np.float32), 5).tolist() == [0, 1, 2, 3, 4]
+    _, alike = codes_of(np.ones((40_000, 6), np.float32), 6)
+    assert alike.search(np.ones(6, np.float32), 5).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_codes_of_other_vectors_are_refused() -> None:
+    _, codes = codes_of(drawn(100, 6), 6)
+    with pytest.raises(ValueError, match="no codes of 200 vectors in 6"):
+        Codes(codes.weigh, codes.held, 200)
+
+
+PLAIN = """
+import numpy as np
+from tests.test_codes import codes_of, drawn
+from shortlist.retrieval.vectors.scan import has_byte_products
+assert not has_byte_products()
+vectors, query = drawn(3_000, 30), drawn(1, 30, seed=1)[0]
+print(codes_of(vectors, 30)[1].search(query, 200).tolist())
+"""
+
+
+def test_a_processor_without_products_of_bytes_finds_the_same(tmp_path: Path) -> None:
+    plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN],
+        env={**os.environ, **plain, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    rows = codes_of(drawn(3_000, 30), 30)[1].search(drawn(1, 30, seed=1)[0], 200)
+    assert done.stdout.strip() == str(rows.tolist())
