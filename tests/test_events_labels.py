@@ -80,6 +80,19 @@ def test_what_is_worth_nothing_is_noted_and_changes_no_gain() -> None:
     }  # fmt: skip
 
 
+def test_how_much_of_an_action_there_was_is_known_where_it_is_asked_for() -> None:
+    log = logged(
+        *(shown(0, film=film) for film in "abcd"),
+        *(watch(3, film="b", seconds=2.0), watch(4, film="b", seconds=7.0), watch(5, film="b", seconds=5.0)),
+        *(click(3, film="c"), watch(11, film="d", seconds=9.0)),  # the last one is too late
+    )
+    rows = join_labels(log, Labels(SHOWN, {CLICK: 1.0}, within="10ms"), "user", "film", amounts={WATCH: "seconds"})
+    assert rows.amounts["watch"] == pytest.approx([math.nan, 7.0, math.nan, math.nan], nan_ok=True)
+    assert rows.gain.tolist() == [0, 0, 1, 0]  # what is only measured is worth nothing
+    assert rows.rank.tolist() == [1, 1, 1, 1]
+    assert not joined(shown(0)).amounts
+
+
 def test_the_window_is_closed_at_its_end() -> None:
     assert joined(shown(0), click(10)).gain.tolist() == [1]
     assert joined(shown(0), click(11)).gain.tolist() == [0]

@@ -39,9 +39,9 @@ class LabelledRows:
     `position` is the offset of the event that made the row: what was known is everything strictly before it. `now` is
     its time in ms UTC. `gain` is 0 for shown and not acted on. `request` names the slate (null without impressions),
     `rank` the place in it (1 is the top; NaN where it is not known), `context` what its request said of itself, as text
-    (null where nothing). `actions` says by kind on which rows it happened
-    (none without impressions). `left_out` counts the impressions whose window was still open at the end of the log:
-    their label is not known yet.
+    (null where nothing). `actions` says by kind on which rows it happened, `amounts` how much of it, where that was
+    asked for (the greatest; NaN where there was none); without impressions there are none of both. `left_out` counts
+    the impressions whose window was still open at the end of the log: their label is not known yet.
     """
 
     user: pa.Array
@@ -54,6 +54,7 @@ class LabelledRows:
     context: pa.Array
     actions: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     left_out: int = 0
+    amounts: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.position)
@@ -67,6 +68,7 @@ def join_labels(
     start: int = 0,
     stop: int | None = None,
     also: Sequence[EventSchema] = (),
+    amounts: Mapping[EventSchema, str] | None = None,
 ) -> LabelledRows:
     """The labels of the events at offsets from `start` up to, not including, `stop` (default: all that are known).
 
@@ -74,15 +76,15 @@ def join_labels(
     before it and at most `within` ago, both by event time. An impression's gain is the largest of its actions' gains,
     0 without any. Only actions before `stop` count, and impressions whose window ends after the last `received` before
     `stop` are left out: what is asked about a past position never knows what came later. `also` are further kinds of
-    actions that are noted and worth nothing.
+    actions that are noted and worth nothing; `amounts` are numeric fields of actions that say how much of it there was.
 
     Without impressions: one row per action that satisfies `where`, with its kind's gain.
     """
     end = log.position if stop is None else min(stop, log.position)
     if isinstance(labels, ObservedPositives):
         return observed(log, labels, user, item, start, end)
-    gains = {**labels.gains, **{schema: 0.0 for schema in also if schema not in labels.gains}}
-    return attributed(log, replace(labels, gains=gains), user, item, start, end)
+    gains = {**dict.fromkeys([*also, *(amounts or {})], 0.0), **labels.gains}
+    return attributed(log, replace(labels, gains=gains), user, item, start, end, amounts or {})
 
 
 @dataclass
@@ -97,7 +99,7 @@ class Events:
     at: NDArray[np.int64]
     gain: NDArray[np.float64]
     kind: NDArray[np.int16]
-    rank: NDArray[np.float64]
+    numbers: Mapping[str, NDArray[np.float64]]
     closed_by: int
 
 
@@ -108,15 +110,16 @@ def gather(
     gain_of: Callable[[Batch], NDArray[np.float64]],
     span: tuple[int, int],
     kinds: Sequence[str] = (),
-    rank: str | None = None,
+    numeric: Sequence[str] = (),
 ) -> Events:
     """Collect the events whose gain is not NaN; `keys` are the columns of user, item, request and context,
-    `rank` that of ranks.
+    `numeric` further ones that are read as numbers.
 
     The kind of an event is its place in `kinds`, -1 where it is not among them.
     """
     texts: tuple[list[pa.Array], ...] = ([], [], [], [])
-    numbers: tuple[list[NDArray[Any]], ...] = ([], [], [], [], [])
+    parts: tuple[list[NDArray[Any]], ...] = ([], [], [], [])
+    numbers: dict[str, list[NDArray[np.float64]]] = {name: [] for name in numeric}
     closed_by = -1
     for batch in log.scan(*span, columns=columns):
         gain = gain_of(batch)
@@ -124,15 +127,19 @@ def gather(
         rows = pa.array(chosen)
         for found, key in zip(texts, keys, strict=True):
             found.append(pa.nulls(len(rows), pa.string()) if key is None else batch.strings(key).take(rows))
-        place = np.full(len(batch), np.nan) if rank is None else batch.numbers(rank)
-        for kept, values in zip(numbers, (batch.offset, batch.at, gain, kinds_of(batch, kinds), place), strict=True):
+        each_event: tuple[NDArray[Any], ...] = (batch.offset, batch.at, gain, kinds_of(batch, kinds))
+        for kept, values in zip(parts, each_event, strict=True):
             kept.append(values[chosen])
+        for name, each in numbers.items():
+            each.append(batch.numbers(name)[chosen])
         closed_by = max(closed_by, int(batch.received.max()))
     user, item, request, context = (pa.chunked_array(found, pa.string()).combine_chunks() for found in texts)
-    types = (np.int64, np.int64, np.float64, np.int16, np.float64)
-    held = (np.concatenate([np.empty(0, kept), *found]) for kept, found in zip(types, numbers, strict=True))
-    position, at, gains_, kind, ranks = held
-    return Events(user, item, request, context, position, at, gains_, kind, ranks, closed_by)
+    types = (np.int64, np.int64, np.float64, np.int16)
+    position, at, gains_, kind = (
+        np.concatenate([np.empty(0, type_), *part]) for type_, part in zip(types, parts, strict=True)
+    )
+    read = {name: np.concatenate([np.empty(0), *each]) for name, each in numbers.items()}
+    return Events(user, item, request, context, position, at, gains_, kind, read, closed_by)
 
 
 def kinds_of(batch: Batch, kinds: Sequence[str]) -> NDArray[np.int16]:
@@ -152,12 +159,15 @@ def observed(log: EventLog, labels: ObservedPositives, user: str, item: str, sta
         return gains(batch, labels.gains, condition)
 
     found = gather(log, [user, item, *tested], (user, item, None, None), gain_of, (start, stop))
+    nowhere = np.full(len(found.position), np.nan)
     return LabelledRows(
-        found.user, found.item, found.position, found.at, found.gain, found.request, found.rank, found.context
+        found.user, found.item, found.position, found.at, found.gain, found.request, nowhere, found.context
     )
 
 
-def attributed(log: EventLog, labels: Labels, user: str, item: str, start: int, stop: int) -> LabelledRows:
+def attributed(
+    log: EventLog, labels: Labels, user: str, item: str, start: int, stop: int, amounts: Mapping[EventSchema, str]
+) -> LabelledRows:
     """One row per impression whose window is closed."""
     shown_kind = labels.impression.kind
     request = labels.impression.column("request")
@@ -169,8 +179,10 @@ def attributed(log: EventLog, labels: Labels, user: str, item: str, start: int, 
         labels.impression.column(name) if name in labels.impression.fields else None for name in ("position", "context")
     )
     kinds = [schema.kind for schema in labels.gains]
-    columns = [user, item, request, *(column for column in (rank, context) if column)]
-    found = gather(log, columns, (user, item, request, context), gain_of, (start, stop), kinds, rank)
+    fields = {schema.kind: schema.column(name) for schema, name in amounts.items()}
+    numeric = [*fields.values(), *([rank] if rank else [])]
+    columns = [user, item, request, *numeric, *([context] if context else [])]
+    found = gather(log, columns, (user, item, request, context), gain_of, (start, stop), kinds, numeric)
     within = duration_ms(labels.within)
     shown = found.gain == SHOWN
     pairs = attribute(pair_codes(found.user, found.item), found.at, found.position, shown, within)
@@ -178,8 +190,12 @@ def attributed(log: EventLog, labels: Labels, user: str, item: str, start: int, 
     np.maximum.at(gain, pairs.impression, found.gain[pairs.action])
     happened = np.zeros((len(kinds), len(shown)), np.bool_)
     happened[found.kind[pairs.action], pairs.impression] = True
+    amount = {kind: np.full(len(shown), np.nan) for kind in fields}
+    for kind, column in fields.items():
+        np.fmax.at(amount[kind], pairs.impression, found.numbers[column][pairs.action])
     closed = found.at + within <= found.closed_by
     rows = np.flatnonzero(shown & closed)
+    place = found.numbers[rank] if rank else np.full(len(shown), np.nan)
     texts = (found.user, found.item, found.request, found.context)
     user_, item_, request_, context_ = (column.take(pa.array(rows)) for column in texts)
     return LabelledRows(
@@ -189,10 +205,11 @@ def attributed(log: EventLog, labels: Labels, user: str, item: str, start: int, 
         found.at[rows],
         gain[rows],
         request_,
-        found.rank[rows],
+        place[rows],
         context_,
         {kind: happened[code, rows] for code, kind in enumerate(kinds)},
         left_out=int((shown & ~closed).sum()),
+        amounts={kind: amount[kind][rows] for kind in fields},
     )
 
 

@@ -48,7 +48,8 @@ class Judged:
 
     `request` numbers the requests, some of which may have no row; `position` and `now` are those of the request.
     `rank` is the place at which the item was shown (1 is the top, NaN unknown), `actions` says by kind what followed;
-    there are none of them where nothing was shown. `context` are the declared values of the rows' requests by name.
+    `amounts` by kind how much of it, where that was asked for (NaN where there was none); there are none of both where
+    nothing was shown. `context` are the declared values of the rows' requests by name.
     `left_out` counts older rows beyond the limit, `unclosed` impressions whose delay window is still open, `unreadable`
     those whose context is no JSON object.
     """
@@ -65,6 +66,7 @@ class Judged:
     unclosed: int = 0
     context: Context = field(default_factory=dict)
     unreadable: int = 0
+    amounts: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.gain)
@@ -106,14 +108,23 @@ def observed_positives(log: EventLog, project: Project, known: Known, stop: int)
 
 
 def shown(
-    log: EventLog, project: Project, labels: Labels, start: int, stop: int, seed: int, most: int = MOST_ROWS
+    log: EventLog,
+    project: Project,
+    labels: Labels,
+    start: int,
+    stop: int,
+    seed: int,
+    most: int = MOST_ROWS,
+    amounts: Mapping[EventSchema, str] | None = None,
 ) -> Judged:
     """The impressions between two positions, by slate; at most about `most`, the newest slates.
 
     All rows of a slate know what was known before its first impression: nothing of the slate itself, as in serving.
-    Within a slate they stand in drawn order, or else ties would be broken as the slate was.
+    Within a slate they stand in drawn order, or else ties would be broken as the slate was. `amounts` are fields of
+    actions that say how much of it there was.
     """
-    rows = join_labels(log, labels, project.user.name, project.item.name, start, stop, weighed(project, labels))
+    also = weighed(project, labels)
+    rows = join_labels(log, labels, project.user.name, project.item.name, start, stop, also, amounts)
     slate = _slates(rows)
     context, unreadable = context_of(project.context, rows.context)
     order = np.lexsort((np.random.default_rng(seed).random(len(slate)), slate))
@@ -137,6 +148,7 @@ def shown(
         unclosed=rows.left_out,
         context={name: values[order] for name, values in context.items()},
         unreadable=unreadable,
+        amounts={kind: amount[order] for kind, amount in rows.amounts.items()},
     )
 
 
