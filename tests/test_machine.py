@@ -19,12 +19,14 @@ from shortlist.features.definitions import EventType, Impression
 from shortlist.features.entities import Ragged
 from shortlist.features.hashing import hash_strings
 from shortlist.features.table import FeatureTable
+from shortlist.framing.objective import Objective
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Deadline, Query
 from shortlist.project import Project
 from shortlist.retrieval.catalogue import Catalogue
 from shortlist.retrieval.eligibility import NotSeen
 from shortlist.retrieval.models.machine import FACTS, TABLES, Machine, steps_of
+from shortlist.retrieval.models.towers import attributes_of
 from shortlist.retrieval.specs import FactorizationMachine, seen_features
 from shortlist.training.assembly import Place, load_source
 from shortlist.training.rankers.fitting import NothingToLearnError
@@ -282,9 +284,8 @@ def test_of_what_was_acted_on_a_greater_gain_says_more(world: World) -> None:
     alike, acted = who % 2 == what % 2, rows.gain > 0  # they stand in the order of their numbers
     taste = np.where(acted, np.where(rng.random(len(rows)) < np.where(alike, 0.8, 0.2), 3.0, 1.0), 0.0)
     found = Outcomes.of(replace(rows, gain=taste), known)
-    assert (found.impressions, len(found)) == (len(rows), len(rows) + acted.sum())
-    assert found.acted[len(rows) :].sum() == (taste == 3.0).sum()
-    assert (found.place[len(rows) :] == found.places).all()
+    assert (len(found.acted), len(found.further)) == (len(rows), acted.sum())
+    assert (found.further == 0.5).sum() == (taste == 3.0).sum()
     chance = np.where(acted, rng.choice([1.0, 3.0], len(rows)), 0.0)
     odds = (log_odds(0.8) - log_odds(0.2)) / (log_odds(0.6) - log_odds(0.1))  # by the odds of a click
     for gain, scale in ((taste, [odds]), (chance, [0.0]), (rows.gain, [])):
@@ -293,11 +294,88 @@ def test_of_what_was_acted_on_a_greater_gain_says_more(world: World) -> None:
         assert figures["acted_on"] == acted.sum()
 
 
+def test_what_was_looked_at_and_rejected_is_wanted_less(world: World) -> None:
+    rows, known, rng = world.rows(), world.lesson.known, np.random.default_rng(0)
+    who, what = known.users.index_of(rows.user), known.items.index_of(rows.item)
+    alike, acted = who % 2 == what % 2, rows.gain > 0
+    look, wanted = np.array([0.0, *LOOKS])[rows.rank.astype(int)], np.where(alike, 0.6, 0.1)
+    looked = acted | (rng.random(len(rows)) < look * (1 - wanted) / (1 - look * wanted))
+    hid = looked & (rng.random(len(rows)) < np.where(alike, 0.1, 0.4))  # where something was clicked it does not count
+    plain = replace(rows, actions={**rows.actions, "hide": hid})
+    odds = (log_odds(0.1) - log_odds(0.4)) / (log_odds(0.6) - log_odds(0.1))  # by the odds of a click
+    _, figures = fit_machine(SPEC, plain, known, 0, lambda _: None, ["hide"])
+    assert figures["rejected"] == (hid & ~acted).sum()
+    assert figures["scale"] == pytest.approx([odds], abs=0.2)
+    assert figures["looked_at"] == pytest.approx(LOOKS, abs=0.1)
+    _, figures = fit_machine(SPEC, plain, known, 0, lambda _: None)
+    assert (figures["rejected"], figures["scale"]) == (0, [])
+
+
+def test_how_much_of_it_there_was_says_what_is_wanted(world: World) -> None:
+    """Clicks say nothing here: only how long one stays does."""
+    rows, known, rng = world.rows(), world.lesson.known, np.random.default_rng(0)
+    who, what = known.users.index_of(rows.user), known.items.index_of(rows.item)
+    alike, acted = who % 2 == what % 2, rng.random(len(rows)) < 0.3
+    long = np.exp(np.where(alike, 3.0, 2.0) + 0.5 * rng.standard_normal(len(rows)))
+    seconds = np.where(rng.random(len(rows)) < 0.1, rng.choice([0.0, -1.0, np.inf, np.nan], len(rows)), long)
+    columns = attributes_of(known.users, SPEC.user_attributes, known.users.hashes)
+    for amount, difference, groups in (
+        (np.where(acted, seconds, np.nan), 1.0, 1),
+        (np.full(len(rows), np.nan), 0.0, 0),
+    ):
+        chosen = replace(rows, gain=acted.astype(float), amounts={"watch": amount})
+        machine, figures = fit_machine(SPEC, chosen, known, 0, lambda _: None)
+        assert len(figures["scale"]) == groups
+        assert figures["spread"] == pytest.approx([0.5] * groups, abs=0.03)
+        said = (machine.user_vectors(known.users.hashes, np.empty(0), columns) @ machine.index.vectors.T)[who, what]
+        found = (said[alike].mean() - said[~alike].mean()) * (figures["scale"][0] if groups else 1.0)
+        assert found == pytest.approx(difference, abs=0.2)
+
+
+def test_hides_and_seconds_are_found_in_the_log_where_they_are_declared(tmp_path: Path) -> None:
+    watch = EventType("watch", user, film, seconds=float)
+    hide = EventType("hide", user, film)
+    spec = replace(SPEC, amounts={watch: "seconds"})
+    world = World(slates=0)
+    objective = Objective("what is wanted", proxies={"click": 1.0, "hide": -1.0})
+    world.project = Project(
+        *("world", user, film, [impression, click, watch, hide], LABELS, []), sources=[spec], objective=objective
+    )
+    assert not world.project.problems()
+    names = [f"f{number}" for number in range(40)]
+    world.log = MemoryLog(world.project.schemas)
+    world.add(*(Event("film", DAY, {"film": name}, {}) for name in names), Event("user", DAY, {"user": "u0"}, {}))
+    for at, name in enumerate(names):
+        keys = {"user": "u0", "film": name}
+        kind = ("click", "hide", "impression", "watch")[at % 4]
+        world.add(Event("impression", 2 * DAY + at, keys, {"position": 1, "request": f"r{at}"}))
+        if kind != "impression":
+            world.add(Event(kind, 2 * DAY + at, keys, {"seconds": 7.0} if kind == "watch" else {}))
+    world.log.append([Event("user", 40 * DAY, {"user": "u0"}, {})], received=40 * DAY)
+    figures = fit_source(spec, world.lesson, tmp_path, None, lambda *_: None)
+    assert (figures["acted_on"], figures["rejected"], len(figures["scale"])) == (10, 10, 2)
+
+
+def test_a_mistake_in_the_amounts_is_found() -> None:
+    watch = EventType("watch", user, film, seconds=float, device=str)
+    visit = EventType("visit", user, seconds=float)
+    for amounts, wanted in (
+        ({watch: "secnds"}, "'seconds'"),
+        ({watch: "device"}, "'device' of watch"),
+        ({visit: "seconds"}, "with user and film"),
+        ("seconds", '{EVENT: "field"}'),
+        ({"watch": "seconds"}, "'watch'"),
+    ):
+        spec = FactorizationMachine(amounts=amounts)  # type: ignore[arg-type]  # mistakes
+        declared = replace(project(), events=[impression, click, watch, visit], sources=[spec])
+        assert any(wanted in str(problem) for problem in declared.problems()), amounts
+
+
 def test_places_that_are_not_known_stand_apart(world: World) -> None:
     rows = world.rows()
-    rank = rows.rank.copy()
-    rank[:10] = np.nan
-    found = Outcomes.of(replace(rows, rank=rank), world.lesson.known)
+    rank, known = rows.rank.copy(), world.lesson.known
+    rank[np.lexsort((known.items.index_of(rows.item), known.users.index_of(rows.user)))[:10]] = np.nan
+    found = Outcomes.of(replace(rows, rank=rank), known)
     assert set(found.place[:10]) == {0}
     assert set(found.place[10:]) == {1, 2, 3}
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from shortlist.events.schema import Entity, value_type
+from shortlist.events.schema import Entity, EventSchema, value_type
 from shortlist.features.definitions import Aggregate
 from shortlist.framing.problems import Problem, describe, nearest
 from shortlist.retrieval.specs import FactorizationMachine, HistorySpec, MatrixFactorisation, TwoTower
@@ -27,6 +27,8 @@ def source_problems(
         yield from _of_text_encoder(source, place)
     if known and isinstance(source, TwoTower | FactorizationMachine):
         yield from _of_names(source, user, item, context, place)
+    if known and isinstance(source, FactorizationMachine):
+        yield from _of_amounts(source, user, item, place)
 
 
 def _of_history(
@@ -58,6 +60,23 @@ def _of_names(
         for name in names:
             if name not in known:
                 yield Problem(place, f"{source.name} names the {what} {name!r}", nearest(str(name), known))
+
+
+def _of_amounts(machine: FactorizationMachine, user: Entity, item: Entity, place: str) -> Iterator[Problem]:
+    """An amount is a number that an action of a user with an item has."""
+    amounts: Unbelieved = machine.amounts
+    if not isinstance(amounts, Mapping):
+        yield Problem(place, f"{machine.name}'s amounts are {describe(amounts)}", 'expected {EVENT: "field"}')
+        return
+    for event, name in amounts.items():
+        if not isinstance(event, EventSchema) or not {user, item} <= set(event.keys):
+            wanted = f"expected an event type with {user.name} and {item.name}"
+            yield Problem(place, f"{machine.name} has an amount of {describe(event)}", wanted)
+            continue
+        numbers = [each for each, kind in event.fields.items() if (value_type(kind) or ("",))[0] in ("int", "float")]
+        if name not in numbers:
+            what = f"{machine.name} names the amount {name!r} of {event.kind}"
+            yield Problem(place, what, f"no number among its fields has that name; {nearest(str(name), numbers)}")
 
 
 def _of_text_encoder(towers: TwoTower, place: str) -> Iterator[Problem]:

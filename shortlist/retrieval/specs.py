@@ -6,11 +6,11 @@ they are known as of the same log position, in training and in serving, and are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from shortlist.events.labels import Labels, ObservedPositives
-from shortlist.events.schema import Entity
+from shortlist.events.schema import Entity, EventSchema
 from shortlist.features.definitions import Aggregate, Condition, Feature, Stream
 
 
@@ -142,12 +142,15 @@ class FactorizationMachine:
 
     A factorisation machine (Rendle, ICDM 2010) over ids and attributes of users and items, in its Bayesian form, which
     has nothing to tune: how far each may stray from what its attributes say is learned with the rest. It needs labels
-    with impressions. Of vectors of `dimensions` numbers many samples are drawn; what is served is their mean, as longer
-    vectors with an index of the items. Newcomers and new items stand where their attributes put them.
+    with impressions. Actions that the objective weighs below zero reject what was looked at. `amounts` names a field of
+    an action that says how much of it there was (`{watch: "seconds"}`), which tells more than that it happened. Of
+    vectors of `dimensions` numbers many samples are drawn; what is served is their mean, as longer vectors with an
+    index of the items. Newcomers and new items stand where their attributes put them.
     """
 
     user_attributes: Sequence[str] = ()
     item_attributes: Sequence[str] = ()
+    amounts: Mapping[EventSchema, str] = field(default_factory=dict)
     dimensions: int = 12
     quota: int = 500
     name: str = "factorization_machine"

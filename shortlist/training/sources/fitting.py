@@ -42,7 +42,7 @@ from shortlist.retrieval.vectors.nearest import VectorModel
 from shortlist.training.backtest import Progress
 from shortlist.training.rankers.fitting import NothingToLearnError
 from shortlist.training.requests import Positives
-from shortlist.training.rows import Judged, Known, shown
+from shortlist.training.rows import Judged, Known, blend, shown
 from shortlist.training.sources.beside import led_to, shown_beside
 from shortlist.training.sources.factors import fit_factors
 from shortlist.training.sources.item_weights import Interactions, fit_item_weights
@@ -157,8 +157,10 @@ def _(
             "it learns from what was shown and not acted on, and nobody knows what was shown; declare "
             "Labels(impression, ...), or use MatrixFactorisation(...)"
         )
-    rows = shown(lesson.log, lesson.project, labels, 0, lesson.stop, lesson.seed, MOST_IMPRESSIONS)
-    machine, figures = fit_machine(spec, rows, lesson.known, lesson.seed, partial(progress, f"fit {spec.name}"))
+    rows = shown(lesson.log, lesson.project, labels, 0, lesson.stop, lesson.seed, MOST_IMPRESSIONS, spec.amounts)
+    against = [kind for kind, weight in blend(lesson.project).items() if weight < 0]
+    step = partial(progress, f"fit {spec.name}")
+    machine, figures = fit_machine(spec, rows, lesson.known, lesson.seed, step, against)
     machine.save(directory)
     return figures
 

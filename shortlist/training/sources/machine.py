@@ -10,8 +10,10 @@ than is known, and they disagree about what is not.
 An impression that was not acted on was seen and left, or never looked at: which, is drawn (position-based model;
 Craswell et al., WSDM 2008). The place with most actions per impression is taken as one that is always looked at. What
 is new may be wanted for being new: each age of items has a log-odds of its own, and the score is that of an old one.
-Where actions differ in gain, the better ones say more: whether what was acted on went on to a greater gain depends on
-the same product, by a scale of its own.
+All that users do with what they looked at depends on the same product, each kind by a base and a scale of its own:
+whether what was acted on went on to a greater gain, how much of it there was (the logarithm of an amount, normal), and
+whether what was not acted on was rejected, which also says that it was looked at. So all outcomes of a pair of a user
+and an item add up to one weighted observation of its product.
 """
 
 from __future__ import annotations
@@ -32,11 +34,11 @@ from shortlist.retrieval.vectors.ladder import build_index
 from shortlist.training.rankers.fitting import NothingToLearnError
 from shortlist.training.rows import Judged, Known
 from shortlist.training.sources.machine_data import SPREAD, Described, Floats, Outcomes, columns_of
-from shortlist.training.sources.sampling import look, sweep, update
+from shortlist.training.sources.sampling import BLOCK, fold, look, sweep, update
 
 Share = Callable[[float], None]
 
-MOST_IMPRESSIONS = 4_000_000
+MOST_IMPRESSIONS = 8_000_000
 DISCARDED, KEPT, EVERY = 50, 30, 3
 """Samples before the first that is kept, samples that are kept, and the steps between them."""
 SHAPE, RATE = 1.0, 0.05
@@ -103,7 +105,8 @@ class Sampler:
     """The state of the chain.
 
     `seen` is the probability of each place to be looked at; the log-odds of each group of outcomes are its `base` and
-    the product of the vectors times its `scale`, which is 1 for impressions.
+    the product of the vectors times its `scale`, which is 1 for impressions; of amounts that is the expected
+    logarithm, and `noise` the precision around it. `further` are the number of such outcomes and their sum of squares.
     """
 
     shown: Outcomes
@@ -113,60 +116,84 @@ class Sampler:
     rng: np.random.Generator
     base: Floats
     scale: Floats
+    noise: Floats
+    further: tuple[Floats, Floats]
     kept: tuple[list[Sample], list[Sample]] = field(default_factory=lambda: ([], []))
     bases: list[float] = field(default_factory=list)
 
     @classmethod
     def of(cls, shown: Outcomes, users: Half, items: Half, rng: np.random.Generator) -> Sampler:
         """A chain at its beginning."""
-        count, acted = np.bincount(shown.group), np.bincount(shown.group, shown.acted)
-        base = np.log((acted + 0.5) / (count - acted + 0.5))
-        seen = np.ones(int(shown.place.max()) + 1)
-        seen[: shown.places] = 0.5
-        return cls(shown, users, items, seen, rng, base, np.ones(len(base)))
+        groups = len(shown.measured)
+        said, group = shown.further, shown.further_group
+        counts, sums, squares = (np.bincount(group, each, groups) for each in (None, said, said**2))
+        count = np.bincount(shown.group, minlength=groups) + counts
+        acted = np.bincount(shown.group, shown.acted, groups) + sums + 0.5 * counts
+        if shown.against >= 0:
+            count[shown.against], acted[shown.against] = (~shown.acted).sum(), shown.rejected.sum()
+        base = np.log((acted + 0.5) / (count - acted + 0.5), where=~shown.measured, out=np.zeros(groups))
+        base[shown.measured] = (sums / np.maximum(counts, 1))[shown.measured]
+        scale = np.where(np.arange(groups) < shown.ages, 1.0, 0.0)
+        seen = np.full(int(shown.place.max()) + 1, 0.5)
+        return cls(
+            shown,
+            users,
+            items,
+            seen,
+            rng,
+            base,
+            scale,
+            np.ones(groups),
+            (np.asarray(counts, np.float64), np.asarray(squares, np.float64)),
+        )
 
     def step(self) -> None:
         """Draw everything once, given everything else."""
         shown, users, items = self.shown, self.users, self.items
-        weight, product = np.empty(len(shown)), np.empty(len(shown))
+        pairs, blocks = len(shown.user), (len(shown.user) + BLOCK - 1) // BLOCK
+        weights = (np.empty(len(shown.acted)), np.empty(len(shown.acted)), np.empty(len(shown.further)))
+        product, weight, outcome = np.empty(pairs), np.empty(pairs), np.empty(pairs)
+        sums, looks = np.empty((blocks, len(self.base), 5)), np.empty((blocks, len(self.seen)), np.int64)
         seed = self.rng.integers(0, 2**64, dtype=np.uint64)
         # fmt: off
-        look(seed, shown.user, shown.item, shown.place, shown.group, shown.acted, users.vectors, items.vectors,
-             self.base, self.scale, self.seen, weight, product)
+        look(seed, shown, users.vectors, items.vectors, self.base, self.scale, self.noise, self.seen,
+             weights, product, sums, looks)
         # fmt: on
-        self._regress(weight, product)
-        self._see(weight > 0)
+        self._regress(sums.sum(axis=0).T)
+        self._see(looks.sum(axis=0))
+        fold(shown, self.base, self.scale, weights, weight, outcome)
         for half, other, partners in ((users, shown.item, items), (items, shown.user, users)):
             noise = self.rng.standard_normal(half.vectors.shape)
             # fmt: off
-            update(half.starts, half.order, other, shown.group, shown.acted, weight, self.base, self.scale,
-                   partners.vectors, half.prior, half.precision, noise, half.means, half.vectors)
+            update(half.starts, half.order, other, weight, outcome, partners.vectors, half.prior, half.precision,
+                   noise, half.means, half.vectors)
             # fmt: on
             half.describe(self.rng)
 
-    def _regress(self, weight: Floats, product: Floats) -> None:
-        """Draw base and scale of each group of outcomes."""
-        group, groups = self.shown.group, len(self.base)
-        outcome = np.where(self.shown.acted, 0.5, -0.5) * (weight > 0)
+    def _regress(self, sums: Floats) -> None:
+        """Draw base and scale of each group of outcomes, and how far amounts stray."""
+        shown, groups = self.shown, len(self.base)
+        weight, line, square, outcome, right = sums
         noise = self.rng.standard_normal((2, groups))
+        total = weight + RATE
+        self.base = (outcome - self.scale * line) / total + noise[0] / np.sqrt(total)
+        total = square + 1.0  # before anything is seen: normal around 1 for going further, around nothing for others
+        before = np.where(shown.measured | (np.arange(groups) == shown.against), 0.0, 1.0)
+        scale = (right - self.base * line + before) / total + noise[1] / np.sqrt(total)
+        self.scale[shown.ages :] = scale[shown.ages :]
+        for group in np.flatnonzero(shown.measured):
+            count, squares = self.further[0][group], self.further[1][group]
+            b, s = self.base[group], self.scale[group]
+            crossed = 2 * (b * outcome[group] + s * right[group]) - 2 * b * s * line[group]
+            fitted = b**2 * weight[group] + s**2 * square[group]
+            left = squares + (fitted - crossed) / self.noise[group]
+            self.noise[group] = self.rng.gamma(SHAPE + count / 2, 1 / (RATE + 0.5 * left))
 
-        def drawn(left: Floats, line: Floats, prior: float, mean: float, noise: Floats) -> Floats:
-            total = np.asarray(np.bincount(group, weight * line**2), np.float64) + prior
-            found = (np.bincount(group, left * line) + prior * mean) / total + noise / np.sqrt(total)
-            return np.asarray(found, np.float64)
-
-        one = np.ones(len(product))
-        self.base = drawn(outcome - weight * self.scale[group] * product, one, RATE, 0.0, noise[0])
-        scale = drawn(outcome - weight * self.base[group], product, 1.0, 1.0, noise[1])
-        self.scale[self.shown.ages :] = scale[self.shown.ages :]
-
-    def _see(self, looked: NDArray[np.bool_]) -> None:
+    def _see(self, looks: NDArray[np.int64]) -> None:
         """Draw how likely each place is looked at; the one with most actions per impression always is."""
-        count, shown = self.shown.impressions, self.shown
-        place, acted = shown.place[:count], shown.acted[:count]
-        times, looks = np.bincount(place), np.bincount(place, looked[:count])
-        acts = np.bincount(place[acted], minlength=len(times))
-        self.seen[: len(times)] = self.rng.beta(1.0 + looks, 1.0 + times - looks)
+        place, acted = self.shown.place, self.shown.acted
+        times, acts = np.bincount(place), np.bincount(place[acted], minlength=len(looks))
+        self.seen = self.rng.beta(1.0 + looks, 1.0 + times - looks)
         self.seen[np.argmax((acts + 1) / (times + 1 / acted.mean()))] = 1.0
 
     def keep(self) -> None:
@@ -177,14 +204,17 @@ class Sampler:
 
 
 def fit_machine(
-    spec: FactorizationMachine, rows: Judged, known: Known, seed: int, step: Share
+    spec: FactorizationMachine, rows: Judged, known: Known, seed: int, step: Share, against: Sequence[str] = ()
 ) -> tuple[Machine, dict[str, Any]]:
-    """The machine, and what is to be reported. Raises NothingToLearnError where all that was shown had one outcome."""
-    shown = Outcomes.of(rows, known)
-    acted = int(shown.acted[: shown.impressions].sum())
-    if not 0 < acted < shown.impressions:
+    """The machine, and what is to be reported; `against` are the kinds of actions that reject an item.
+
+    Raises NothingToLearnError where all that was shown had one outcome.
+    """
+    shown = Outcomes.of(rows, known, against)
+    acted, impressions = int(shown.acted.sum()), len(shown.acted)
+    if not 0 < acted < impressions:
         raise NothingToLearnError(
-            f"of {shown.impressions} impressions {acted} were acted on, so nothing says what is wanted and what not; "
+            f"of {impressions} impressions {acted} were acted on, so nothing says what is wanted and what not; "
             "check the labels' gains and `within`, or log impressions of items that were not acted on"
         )
     rng, dimensions = np.random.default_rng(seed), spec.dimensions + 1
@@ -200,14 +230,16 @@ def fit_machine(
     machine = written(spec, chain, known, seed)
     step(1.0)
     figures = {
-        "impressions": shown.impressions,
+        "impressions": impressions,
         "impressions_left_out": rows.left_out,
         "acted_on": acted,
+        "rejected": int(shown.rejected.sum()),
         "users": len(known.users),
         "items": len(known.items),
         "dimensions": machine.index.dimensions,
-        "looked_at": [round(float(chance), 3) for chance in chain.seen[: shown.places]],
+        "looked_at": [round(float(chance), 3) for chance in chain.seen],
         "scale": [round(float(one), 3) for one in chain.scale[shown.ages :]],
+        "spread": [round(float(one) ** -0.5, 3) for one in chain.noise[shown.measured]],
         "rung": machine.index.rung,
         "index_recall": machine.index.recall,
     }

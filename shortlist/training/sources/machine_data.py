@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,51 +24,83 @@ SHARED_BY = 2
 """Owners that a value of an attribute must have: one that a single item has says no more than its id does."""
 
 
-@dataclass(frozen=True)
-class Outcomes:
-    """What became of what was shown, one row each: users and items by index, the place on the screen, `acted`.
+class Outcomes(NamedTuple):
+    """What became of what was shown, by pair of a user and an item; kernels read it.
 
-    First the impressions, `group` is the step of the item's age. Then, where actions differ in gain, what became of the
-    acted on: for each gain but the greatest a group of those that came so far, and whether they went further.
+    The impressions of pair p are the rows `starts[p]:starts[p + 1]`: the `place` on the screen, the `group` (the step
+    of the item's age), `acted`, and `rejected` where users did what the objective weighs below zero. What followed the
+    acted on are the rows `further_starts[p]:further_starts[p + 1]`: for each gain but the greatest a group of those
+    that came so far, and whether they went on (0.5 or -0.5); for each amount a group, which is `measured`, of its
+    logarithms. `against` is the group of rejections, -1 where nobody rejected anything.
     """
 
     user: NDArray[np.int32]
     item: NDArray[np.int32]
+    starts: NDArray[np.int64]
     place: NDArray[np.int32]
     group: NDArray[np.int32]
     acted: NDArray[np.bool_]
-    impressions: int
-    places: int
+    rejected: NDArray[np.bool_]
+    further_starts: NDArray[np.int64]
+    further_group: NDArray[np.int32]
+    further: Floats
+    measured: NDArray[np.bool_]
     ages: int
-
-    def __len__(self) -> int:
-        return len(self.acted)
+    against: int
 
     @classmethod
-    def of(cls, rows: Judged, known: Known) -> Outcomes:
-        """The rows of users and items that have an id."""
+    def of(cls, rows: Judged, known: Known, against: Sequence[str] = ()) -> Outcomes:
+        """The rows of users and items that have an id; `against` are the kinds of actions that reject an item."""
         users, items = known.users.index_of(rows.user), known.items.index_of(rows.item)
         kept = np.flatnonzero((users >= 0) & (items >= 0))
+        kept = kept[np.lexsort((items[kept], users[kept]))]
         users, items, gain = users[kept], items[kept], rows.gain[kept]
         _, place = np.unique(np.where(np.isfinite(rows.rank), rows.rank, 0.0)[kept], return_inverse=True)
-        places = int(place.max(initial=-1)) + 1
         age = ages_of(items, rows.position[kept], rows.now[kept], known.items)
         ages = int(age.max(initial=0)) + 1
-        came = [np.flatnonzero(gain >= least) for least in np.unique(gain[gain > 0])[:-1]]
-        which = np.concatenate([np.arange(len(kept)), *came])
-        further = [np.full(len(part), ages + number) for number, part in enumerate(came)]
-        least = np.concatenate([np.zeros(len(kept)), *(np.full(len(part), gain[part].min()) for part in came)])
-        looked = np.full(len(which) - len(kept), places)  # whoever acted has looked
+        new = (np.diff(users, prepend=-1) != 0) | (np.diff(items, prepend=-1) != 0)
+        first, pair = np.flatnonzero(new), np.cumsum(new) - 1
+        rejected = np.zeros(len(kept), np.bool_)
+        for kind in against:
+            rejected |= rows.actions[kind][kept]
+        rejected &= gain <= 0
+        steps, amounts = steps_up(gain), [logarithms(amount[kept]) for amount in rows.amounts.values()]
+        followed = [*steps, *(found for found in amounts if len(found[0]))]
+        groups = np.repeat(np.arange(ages, ages + len(followed)), [len(which) for which, _ in followed])
+        further = pair[np.concatenate([np.empty(0, np.int64), *(which for which, _ in followed)])]
+        order = np.argsort(further, kind="stable")
+        measured = np.zeros(ages + len(followed) + int(rejected.any()), np.bool_)
+        measured[ages + len(steps) : ages + len(followed)] = True
         return cls(
-            users[which],
-            items[which],
-            np.concatenate([place, looked]).astype(np.int32),
-            np.concatenate([age, *further]).astype(np.int32),
-            gain[which] > least,
-            len(kept),
-            places,
+            users[first].astype(np.int32),
+            items[first].astype(np.int32),
+            np.append(first, len(kept)),
+            place.astype(np.int32),
+            age,
+            gain > 0,
+            rejected,
+            np.searchsorted(further[order], np.arange(len(first) + 1)),
+            groups[order].astype(np.int32),
+            np.concatenate([np.empty(0), *(said for _, said in followed)])[order],
+            measured,
             ages,
+            ages + len(followed) if rejected.any() else -1,
         )
+
+
+def steps_up(gain: Floats) -> list[tuple[NDArray[np.int64], Floats]]:
+    """For each gain but the greatest: which rows came so far, and 0.5 where they went further, -0.5 where not."""
+    found = []
+    for least in np.unique(gain[gain > 0])[:-1]:
+        which = np.flatnonzero(gain >= least)
+        found.append((which, np.where(gain[which] > least, 0.5, -0.5)))
+    return found
+
+
+def logarithms(amount: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """Which rows have an amount above zero, and its logarithm."""
+    which = np.flatnonzero(np.isfinite(amount) & (amount > 0))
+    return which, np.log(amount[which])
 
 
 def ages_of(

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numba import njit, prange
 
-BLOCK = 4_096
-"""Rows that share a stream of random numbers."""
+BLOCK = 1_024
+"""Pairs that share a stream of random numbers."""
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 TRUNCATION = 0.64
 """Where the two series of the Pólya-Gamma density meet."""
@@ -33,20 +33,27 @@ def _uniform(state):  # type: ignore[no-untyped-def]
     return (np.float64(z >> np.uint64(11)) + 0.5) * 2.0**-53
 
 
-@inner
-def _log_normal_cdf(x):  # type: ignore[no-untyped-def]
-    if x < -30.0:
-        return -0.5 * x * x - math.log(-x) - 0.9189385332046727
-    return math.log(0.5 * math.erfc(-x * math.sqrt(0.5)))
+def _tail(z: float) -> float:
+    """The share of the exponential tail in the proposal for a Pólya-Gamma number of 2 z."""
+    rate, root = math.pi**2 / 8.0 + 0.5 * z * z, math.sqrt(1.0 / TRUNCATION)
+    below, above = (
+        0.5 * math.erfc(-root * side * math.sqrt(0.5)) for side in (TRUNCATION * z - 1, -TRUNCATION * z - 1)
+    )
+    left = rate * math.exp(rate * TRUNCATION) * (math.exp(-z) * below + math.exp(z) * above)
+    return 1.0 / (1.0 + 4.0 / math.pi * left)
+
+
+FINENESS, HIGHEST = 256, 16
+TAILS = np.array([_tail(step / FINENESS) for step in range(FINENESS * HIGHEST + 2)])
+"""`_tail` in steps; between them it is a line to within 1e-6, and above the highest nothing is left of it."""
 
 
 @inner
 def _term(n, x):  # type: ignore[no-untyped-def]
-    """The n-th term of the alternating series of the density at x."""
+    """The n-th term of the alternating series of the density at x, but for a factor that all terms have."""
     h = n + 0.5
-    if x > TRUNCATION:
-        return math.pi * h * math.exp(-0.5 * h * h * math.pi**2 * x)
-    return (2.0 / (math.pi * x)) ** 1.5 * math.pi * h * math.exp(-2.0 * h * h / x)
+    rise = h * h - 0.25
+    return h * math.exp(-0.5 * math.pi**2 * rise * x if x > TRUNCATION else -2.0 * rise / x)
 
 
 @inner
@@ -76,14 +83,12 @@ def _polya_gamma(log_odds, state):  # type: ignore[no-untyped-def]
     """A Pólya-Gamma(1, log_odds) number (Devroye's method; Polson, Scott, Windle, JASA 2013)."""
     z = 0.5 * abs(log_odds)
     rate = math.pi**2 / 8.0 + 0.5 * z * z
-    root = math.sqrt(1.0 / TRUNCATION)
-    start = math.log(rate) + rate * TRUNCATION
-    left = math.exp(start - z + _log_normal_cdf(root * (TRUNCATION * z - 1.0)))
-    right = math.exp(start + z + _log_normal_cdf(-root * (TRUNCATION * z + 1.0)))
-    tail = 1.0 / (1.0 + 4.0 / math.pi * (left + right))
+    step = min(z, HIGHEST) * FINENESS
+    start = int(step)
+    tail = TAILS[start] + (step - start) * (TAILS[start + 1] - TAILS[start])
     while True:
         x = TRUNCATION - math.log(_uniform(state)) / rate if _uniform(state) < tail else _inverse_normal(z, state)
-        total = _term(0, x)
+        total = 0.5
         bound = _uniform(state) * total
         n = 0
         while True:
@@ -99,56 +104,112 @@ def _polya_gamma(log_odds, state):  # type: ignore[no-untyped-def]
 
 
 @outer
-def look(seed, user, item, place, group, acted, users, items, base, scale, seen, weight, product):  # type: ignore[no-untyped-def]
-    """Draw which impressions were looked at and their Pólya-Gamma `weight`, 0 for the others, given both sides.
+def look(seed, shown, users, items, base, scale, noise, seen, weights, product, sums, looks):  # type: ignore[no-untyped-def]
+    """Draw which impressions were looked at and what every outcome weighs, given both sides.
 
-    `users`, `items` have their bias last; `seen` is the probability of each place to be looked at. The log-odds are
-    `base` and `scale` times the `product` of the two vectors, by group. Whoever acted has looked.
+    `users`, `items` have their bias last; `seen` is the probability of each place to be looked at. The log-odds of an
+    outcome are `base` and `scale` times the `product` of the two vectors, by group; an amount's weight is the precision
+    `noise` of its group. `weights` are Pólya-Gamma numbers for the impressions, for whether they were rejected, and for
+    what followed: 0 where nobody looked. Whoever acted or rejected has looked. `sums` (blocks, groups, 5) are of
+    weights, weights times product and its square, outcomes and outcomes times product; `looks` (blocks, places) are
+    counted.
     """
-    last = users.shape[1] - 1
-    for block in prange((len(user) + BLOCK - 1) // BLOCK):
+    last, against = users.shape[1] - 1, shown.against
+    for block in prange(len(sums)):
         state = np.empty(1, np.uint64)
-        state[0] = seed + GOLDEN * np.uint64(BLOCK) * np.uint64(64) * np.uint64(block)
-        for row in range(block * BLOCK, min(len(user), (block + 1) * BLOCK)):
-            a, b = users[user[row]], items[item[row]]
+        state[0] = seed + GOLDEN * np.uint64(block) * np.uint64(1 << 32)
+        sums[block], looks[block] = 0.0, 0
+        for pair in range(block * BLOCK, min(len(shown.user), (block + 1) * BLOCK)):
+            a, b = users[shown.user[pair]], items[shown.item[pair]]
             total = a[last] + b[last]
             for number in range(last):
                 total += a[number] * b[number]
-            product[row] = total
-            log_odds = base[group[row]] + scale[group[row]] * total
-            look = seen[place[row]]
-            looked = True
-            if look < 1.0 and not acted[row]:
-                chance = 1.0 / (1.0 + math.exp(-log_odds))
-                looked = _uniform(state) < look * (1.0 - chance) / (1.0 - look * chance)
-            weight[row] = _polya_gamma(log_odds, state) if looked else 0.0
+            product[pair] = total
+            rejection = base[against] + scale[against] * total if against >= 0 else -100.0
+            stays = 1.0 / (1.0 + math.exp(rejection))
+            for row in range(shown.starts[pair], shown.starts[pair + 1]):
+                group, acted, rejected = shown.group[row], shown.acted[row], shown.rejected[row]
+                log_odds = base[group] + scale[group] * total
+                look = seen[shown.place[row]]
+                weights[0][row] = weights[1][row] = 0.0
+                if look < 1.0 and not acted and not rejected:
+                    left = stays / (1.0 + math.exp(log_odds))
+                    if _uniform(state) >= look * left / (1.0 - look * (1.0 - left)):
+                        continue
+                looks[block, shown.place[row]] += 1
+                weights[0][row] = _polya_gamma(log_odds, state)
+                _count(sums[block, group], weights[0][row], 0.5 if acted else -0.5, total)
+                if against >= 0 and not acted:
+                    weights[1][row] = _polya_gamma(rejection, state)
+                    _count(sums[block, against], weights[1][row], 0.5 if rejected else -0.5, total)
+            for row in range(shown.further_starts[pair], shown.further_starts[pair + 1]):
+                group, said = shown.further_group[row], shown.further[row]
+                if shown.measured[group]:
+                    weights[2][row] = noise[group]
+                    said *= noise[group]
+                else:
+                    weights[2][row] = _polya_gamma(base[group] + scale[group] * total, state)
+                _count(sums[block, group], weights[2][row], said, total)
+
+
+@inner
+def _count(sums, weight, outcome, product):  # type: ignore[no-untyped-def]
+    sums[0] += weight
+    sums[1] += weight * product
+    sums[2] += weight * product * product
+    sums[3] += outcome
+    sums[4] += outcome * product
 
 
 @outer
-def update(starts, order, other, group, acted, weight, base, scale, partners, prior, precision, noise, means, drawn):  # type: ignore[no-untyped-def]
+def fold(shown, base, scale, weights, weight, outcome):  # type: ignore[no-untyped-def]
+    """All that is known of a pair as one observation of its product, which `weight` and weighted `outcome` say."""
+    against = shown.against
+    for pair in prange(len(shown.user)):
+        heavy, right = 0.0, 0.0
+        for row in range(shown.starts[pair], shown.starts[pair + 1]):
+            w = weights[0][row]
+            if w > 0.0:
+                slope, start = scale[shown.group[row]], base[shown.group[row]]
+                heavy += w * slope * slope
+                right += slope * ((0.5 if shown.acted[row] else -0.5) - w * start)
+            w = weights[1][row]
+            if w > 0.0:
+                heavy += w * scale[against] * scale[against]
+                right += scale[against] * ((0.5 if shown.rejected[row] else -0.5) - w * base[against])
+        for row in range(shown.further_starts[pair], shown.further_starts[pair + 1]):
+            w, group, said = weights[2][row], shown.further_group[row], shown.further[row]
+            if shown.measured[group]:
+                said *= w
+            heavy += w * scale[group] * scale[group]
+            right += scale[group] * (said - w * base[group])
+        weight[pair], outcome[pair] = heavy, right
+
+
+@outer
+def update(starts, order, other, weight, outcome, partners, prior, precision, noise, means, drawn):  # type: ignore[no-untyped-def]
     """One side, given the other: the mean of each vector, and a vector that is drawn around it.
 
-    Row i of the log is `order[...]`, sorted by this side; `partners` are the other side's vectors, bias last. `prior`
-    is the mean of each vector before anything is seen, `precision` that of each of its numbers.
+    The pairs of vector i are `order[starts[i]:starts[i + 1]]`; `partners` are the other side's vectors, bias last.
+    `prior` is the mean of each vector before anything is seen, `precision` that of each of its numbers.
     """
     d = prior.shape[1]
     for one in prange(len(starts) - 1):
-        matrix, line, right = np.zeros((d, d)), np.empty(d), np.empty(d)
+        matrix, line, right = np.zeros((d, d)), np.ones(d), np.empty(d)
         for a in range(d):
             matrix[a, a] = precision[a]
             right[a] = precision[a] * prior[one, a]
         for number in range(starts[one], starts[one + 1]):
-            row = order[number]
-            w = weight[row]
+            pair = order[number]
+            w = weight[pair]
             if w == 0.0:
                 continue
-            partner, slope = partners[other[row]], scale[group[row]]
-            outcome = (0.5 if acted[row] else -0.5) - w * (base[group[row]] + slope * partner[d - 1])
+            partner = partners[other[pair]]
+            left = outcome[pair] - w * partner[d - 1]
             for a in range(d - 1):
-                line[a] = slope * partner[a]
-            line[d - 1] = slope
+                line[a] = partner[a]
             for a in range(d):
-                right[a] += outcome * line[a]
+                right[a] += left * line[a]
                 scaled = w * line[a]
                 for b in range(a + 1):
                     matrix[a, b] += scaled * line[b]
