@@ -61,7 +61,9 @@ project = Project(
         Popular(),
         Fresh(),
         FactorizationMachine(
-            user_attributes=("age", "device", "country"), item_attributes=("category", "creator", "tags")
+            user_attributes=("age", "device", "country"),
+            item_attributes=("category", "creator", "tags"),
+            amounts={watch: "seconds"},
         ),
     ],
     rankers=[LogisticRegression()],
