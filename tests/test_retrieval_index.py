@@ -93,7 +93,7 @@ def test_the_least_refining_that_is_enough_is_found() -> None:
     exact = Index.exact(vectors)
     worst = exact.search(queries, 20)[1][:, -1:]
     by_target = {
-        target: climb(192, vectors, vectors, queries, worst, 20, target, seed=0) for target in (0.1, 0.7, 0.8, 2.0)
+        target: climb(128, vectors, vectors, queries, worst, 20, target, seed=0) for target in (0.1, 0.7, 0.8, 2.0)
     }
     assert by_target[0.1].factor == FACTORS[0]
     assert by_target[2.0].factor == FACTORS[-1]

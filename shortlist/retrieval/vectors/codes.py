@@ -8,7 +8,8 @@ minimum distortion, IRE 1960). A query's product with all of them is a pass over
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +22,14 @@ Octets = NDArray[np.uint8]
 
 STEP = 0.3352
 """The width of 16 even steps that errs least, in standard deviations of a normal number."""
-SAMPLED = 256
-"""Blocks of codes that say how high the best sums are; the more, the fewer are found in vain."""
+SAMPLED = 512
+"""Blocks of codes that say how high the best sums are; the more, the fewer are found beyond what is wanted."""
 CAUTION = 3.0
 """Standard deviations by which more must be expected than are wanted."""
 STEEPEST = 127
 """The greatest weight that a signed byte holds."""
+NOTHING = -MOST - 1
+"""What every sum comes up to."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,26 @@ class Code:
         return numbers
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The weights of a query, how many vectors are wanted, and a sample of all sums, of which `beyond` are enough."""
+
+    weights: NDArray[np.int16]
+    wanted: int
+    sample: NDArray[np.int16]
+    beyond: float
+
+    @cached_property
+    def least(self) -> int:
+        """The sum that enough vectors should come up to."""
+        place = len(self.sample) - 1 - int(self.beyond)
+        return int(np.partition(self.sample, place)[place]) if place > 0 else NOTHING
+
+    def lower(self) -> Asked:
+        """The same, of which more are found."""
+        return replace(self, beyond=2 * self.beyond + 1)
+
+
 class Codes:
     """Vectors to be searched for by their codes. `weigh`, shape (dimensions, d), makes the weights of a query."""
 
@@ -62,7 +85,7 @@ class Codes:
         pairs = -(-len(weigh) // 2)
         if held.shape != (-(-count // BLOCK) * pairs * BLOCK,):
             raise ValueError(f"{held.shape} bytes are no codes of {count} vectors in {len(weigh)} dimensions")
-        self.weigh, self.held, self.count = weigh, aligned(held), count
+        self.weigh, self.held, self.count, self.blocks = weigh, aligned(held), count, -(-count // BLOCK)
 
     @classmethod
     def of(cls, code: Code, parts: Iterable[Vectors]) -> Codes:
@@ -76,29 +99,36 @@ class Codes:
         return cls(weigh, np.concatenate(packed), count)
 
     def search(self, query: Vectors, k: int) -> Rows:
-        """The rows of the `min(k, count)` vectors with the greatest sums, best first, ties in order of row."""
-        k, weights = min(k, self.count), self._weights(query)
-        step = max(1, self.count // BLOCK // SAMPLED)
-        sample = self._scan(weights, step, -MOST - 1, -(-self.count // step) + 2 * BLOCK)[1]
-        expected = k * len(sample) / self.count
-        beyond = expected + CAUTION * expected**0.5
-        while True:
-            place = len(sample) - 1 - int(beyond)
-            least = int(np.partition(sample, place)[place]) if place > 0 else -MOST - 1
-            room = min(2 * int(beyond / len(sample) * self.count), self.count)
-            rows, scores = self._scan(weights, 1, least, room + BLOCK)
-            if len(rows) >= k:
-                return rows[np.argsort(-scores.astype(np.int32), kind="stable")[:k]]
-            beyond *= 2
+        """The rows of all vectors that come up to some sum, in their order: the best ones, at least `min(k, count)`."""
+        asked = self.ask(query, k)
+        while len(rows := self.found(asked, 0, self.blocks)) < asked.wanted:
+            asked = asked.lower()
+        return rows
 
-    def _scan(self, weights: NDArray[np.int16], step: int, least: int, room: int) -> tuple[Rows, NDArray[np.int16]]:
+    def ask(self, query: Vectors, k: int) -> Asked:
+        """What is to be found for `min(k, count)` vectors; seldom too few, which only `lower` then helps."""
+        weights, step = self._weights(query), max(1, self.blocks // SAMPLED)
+        sample = self._scan(weights, 0, self.blocks, step, NOTHING, -(-self.count // step) + 2 * BLOCK)[1]
+        wanted = min(k, self.count)
+        expected = wanted * len(sample) / max(self.count, 1)
+        return Asked(weights, wanted, sample, expected + CAUTION * expected**0.5)
+
+    def found(self, asked: Asked, first: int, last: int) -> Rows:
+        """The rows of some blocks that come up to what is asked."""
+        share = (last - first) / self.blocks
+        room = int(min(2 * asked.beyond / len(asked.sample), 1.0) * self.count * share)
+        return self._scan(asked.weights, first, last, 1, asked.least, room + BLOCK)[0]
+
+    def _scan(
+        self, weights: NDArray[np.int16], first: int, last: int, step: int, least: int, room: int
+    ) -> tuple[Rows, NDArray[np.int16]]:
         """The rows, of every `step`-th block, that come up to `least`, and their sums."""
         while True:
-            rows, scores = np.empty(room, np.int32), np.empty(room, np.int16)
-            found = int(scan(self.held, 0, step, self.count, weights, least, rows, scores))
+            rows, sums = np.empty(room, np.int32), np.empty(room, np.int16)
+            found = int(scan(self.held, first, last, step, self.count, weights, least, rows, sums))
             if found >= 0:
-                return rows[:found], scores[:found]
-            room = self.count + BLOCK  # many have the same sum
+                return rows[:found], sums[:found]
+            room = (last - first + 1) * BLOCK  # many have the same sum
 
     def _weights(self, query: Vectors) -> NDArray[np.int16]:
         """The weight of each dimension as a signed byte, two in each number, so that no sum is too great."""

@@ -1,17 +1,17 @@
 """What does a search cost? A model fitted to measurements, not a clock: the same index and question, the same way.
 
 Nanoseconds of one thread of an AVX-512 machine; only their proportions matter. What makes codes dear to look far with
-is that all that is found must be sorted.
+is that all that is found must be looked up.
 """
 
 from __future__ import annotations
 
-SCAN, REFINE = 0.02, 0.95
-"""Per vector and direction scanned, and per candidate and dimension refined one after the other, wherever they lie."""
+SCAN, REFINE = 0.02, 1.4
+"""Per vector and direction scanned; per wanted candidate and dimension refined: half as many more come along."""
 COMPARE = 0.5
 """Per vector and dimension compared exactly, in the order in which the vectors lie in memory."""
 SORT = 80.0
-"""Per candidate that codes find beyond what is refined: it is kept, sorted and looked up."""
+"""Per candidate that codes find beyond what is refined: it is kept and looked up."""
 
 
 def scan(vectors: int, directions: int) -> float:

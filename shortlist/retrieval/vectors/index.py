@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from shortlist.retrieval.vectors import costs
 from shortlist.retrieval.vectors.codes import Codes
+from shortlist.retrieval.vectors.halves import Search
 from shortlist.retrieval.vectors.products import Kept, products
 
 Vectors = NDArray[np.float32]
@@ -66,6 +67,7 @@ class Index:
     ) -> None:
         self.vectors, self.codes, self.factor = vectors, codes, factor
         self._n = len(vectors)
+        self._search = Search(codes, self.products) if codes is not None else None
         self.facts: dict[str, Any] = {
             "rung": "exact",
             "recall": 1.0,
@@ -130,11 +132,11 @@ class Index:
             )
         if among is not None:
             found = [self._search_among(query, k, among) for query in batch]
-        elif self.codes is None:
+        elif self._search is None:
             scores, rows = faiss.knn(batch, np.asarray(self.vectors, np.float32), k, faiss.METRIC_INNER_PRODUCT)
             found = list(zip(scores, rows.astype(np.int32), strict=True))
         elif k * self.factor <= self._n:
-            found = [self.best(query, self.codes.search(query, k * self.factor), k) for query in batch]
+            found = [self._by_codes(query, k) for query in batch]
         else:
             found = [self.best(query, self._every, k) for query in batch]
         if queries.ndim == 1:
@@ -145,6 +147,12 @@ class Index:
     def _every(self) -> Rows:
         return np.arange(self._n, dtype=np.int32)
 
+    def _by_codes(self, query: Vectors, k: int) -> tuple[Vectors, Rows]:
+        assert self._search is not None
+        rows, scores = self._search.near(query, k * self.factor)
+        chosen = greatest(scores, k)
+        return scores[chosen], rows[chosen]
+
     def _search_among(self, query: Vectors, k: int, among: Among) -> tuple[Vectors, Rows]:
         """One query; the codes look ever further until what they found holds enough, while that is cheaper."""
         wanted, share = k * self.factor, among.count / self._n
@@ -153,10 +161,10 @@ class Index:
         ):
             look = int(SPARE * wanted / share) + 1
             found = self.codes.search(query, look)
-            kept = found[among.holds(found)][:wanted]
-            if len(kept) == wanted:
+            kept = found[among.holds(found)]
+            if len(kept) >= wanted:
                 return self.best(query, kept, k)
-            share = max(len(kept), 1) / look  # what may be found is rarer near the query than elsewhere
+            share = max(len(kept), 1) / len(found)  # what may be found is rarer near the query than elsewhere
         return self.best(query, among.rows(), k)
 
     def cost_by_codes(self, share: float, wanted: int) -> float:
