@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -228,6 +229,15 @@ def test_a_damaged_file_is_refused_by_name(coded: Index, tmp_path: Path, name: s
     else:
         (tmp_path / name).write_bytes({"cut": content[:-100], "changed": changed, "empty": b""}[damage])
     with pytest.raises(ValueError, match=str(tmp_path)):
+        Index.load(tmp_path)
+
+
+def test_an_index_of_another_version_is_refused(coded: Index, tmp_path: Path) -> None:
+    coded.save(tmp_path)
+    facts = json.loads((tmp_path / FACTS).read_text())
+    facts["crc32"]["codes.faiss"] = facts["crc32"].pop(CODES)
+    (tmp_path / FACTS).write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match="codes.faiss is of another version's index; train again"):
         Index.load(tmp_path)
 
 

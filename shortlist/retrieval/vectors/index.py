@@ -199,7 +199,9 @@ class Index:
         try:
             facts = json.loads((directory / FACTS).read_text(encoding="utf-8"))
             for name, expected in facts["crc32"].items():
-                if name not in (VECTORS, CODES, WEIGH) or checksum(directory / name) != expected:
+                if name not in (VECTORS, CODES, WEIGH):
+                    raise ValueError(f"{directory / name} is of another version's index; train again")
+                if checksum(directory / name) != expected:
                     raise ValueError(f"{directory / name} is not what was written: its checksum differs")
             vectors = read_vectors(directory / VECTORS, facts["n"], facts["dimensions"])
             codes = read_codes(directory, facts["n"]) if CODES in facts["crc32"] else None
