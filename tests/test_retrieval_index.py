@@ -237,7 +237,7 @@ def test_an_index_of_another_version_is_refused(coded: Index, tmp_path: Path) ->
     facts = json.loads((tmp_path / FACTS).read_text())
     facts["crc32"]["codes.faiss"] = facts["crc32"].pop(CODES)
     (tmp_path / FACTS).write_text(json.dumps(facts))
-    with pytest.raises(ValueError, match="codes.faiss is of another version's index; train again"):
+    with pytest.raises(ValueError, match=r"codes\.faiss is of another version's index; train again"):
         Index.load(tmp_path)
 
 
