@@ -83,7 +83,8 @@ def join_labels(
     end = log.position if stop is None else min(stop, log.position)
     if isinstance(labels, ObservedPositives):
         return observed(log, labels, user, item, start, end)
-    gains = {**dict.fromkeys([*also, *(amounts or {})], 0.0), **labels.gains}
+    noted = [schema for schema in (*also, *(amounts or {})) if schema not in labels.gains]
+    gains = {**labels.gains, **dict.fromkeys(noted, 0.0)}
     return attributed(log, replace(labels, gains=gains), user, item, start, end, amounts or {})
 
 
