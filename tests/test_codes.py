@@ -5,11 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from threading import Event
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +14,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from shortlist.retrieval.vectors import codes as codes_module
-from shortlist.retrieval.vectors import halves
 from shortlist.retrieval.vectors.codes import Code, Codes, Rows, Vectors, blocks_of
 from shortlist.retrieval.vectors.scan import BLOCK, MOST, scan
 
@@ -43,7 +38,7 @@ def test_the_kernel_sums_what_the_numbers_say(n: int, dimensions: int, step: int
     looked = np.flatnonzero(np.arange(n) // BLOCK % step == 0)
     least = int(np.median(true))
     rows, scores = np.empty(n + BLOCK, np.int32), np.empty(n + BLOCK, np.int16)
-    found = scan(blocks_of(numbers), 0, -(-n // BLOCK), step, n, weights.view(np.int16), least, rows, scores)
+    found = scan(blocks_of(numbers), step, n, weights.view(np.int16), least, rows, scores)
     right = looked[true[looked] >= least]
     assert rows[:found].tolist() == right.tolist()
     assert scores[:found].tolist() == true[right].tolist()
@@ -52,7 +47,7 @@ def test_the_kernel_sums_what_the_numbers_say(n: int, dimensions: int, step: int
 def test_where_there_is_no_room_the_kernel_says_so() -> None:
     held, weights = blocks_of(np.zeros((200, 4), np.uint8)), np.zeros(2, np.int16)
     rows, scores = np.empty(100, np.int32), np.empty(100, np.int16)
-    assert scan(held, 0, 4, 1, 200, weights, 0, rows, scores) == -1
+    assert scan(held, 1, 200, weights, 0, rows, scores) == -1
 
 
 def are_the_best(rows: Rows, sums: NDArray[np.int64], k: int) -> bool:
@@ -86,56 +81,21 @@ def test_many_vectors_are_found_by_a_sample_of_them_and_few_beyond_what_is_wante
             assert k < 500 or len(rows) < 2 * k
 
 
-@pytest.mark.parametrize("fast", [0, 1])
-def test_two_threads_find_what_one_finds(monkeypatch: pytest.MonkeyPatch, fast: int) -> None:
-    monkeypatch.setattr(halves, "WORTH_BYTES", 0)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
-    vectors, queries = drawn(20_000, 8), drawn(40, 8, seed=1)
-    _, codes = codes_of(vectors, 8)
-    search = halves.Search(codes, lambda query, rows: (vectors[rows] * query).sum(axis=1))
-    ways: list[int] = []
-    for name, way in (("_whole", 0), ("_in_halves", 1)):
-        monkeypatch.setattr(search, name, counted(getattr(search, name), ways, way, wait=way != fast))
-    for query in queries:
-        rows, products = search.near(query, 100)
-        assert rows.tolist() == codes.search(query, 100).tolist()
-        assert np.array_equal(products, (vectors[rows] * query).sum(axis=1))
-    assert 0 < len(ways) - sum(way == fast for way in ways) <= 4  # the slower way is tried, and hardly taken
-
-
-def counted(call: Callable[..., halves.Found], ways: list[int], way: int, wait: bool) -> Callable[..., halves.Found]:
-    def counting(*arguments: Any) -> halves.Found:
-        ways.append(way)
-        time.sleep(0.02 * wait)
-        return call(*arguments)
-
-    return counting
-
-
-def test_where_the_other_thread_is_busy_one_does_it_all() -> None:
-    vectors = drawn(5_000, 8)
-    _, codes = codes_of(vectors, 8)
-    search, held = halves.Search(codes, lambda query, rows: (vectors[rows] * query).sum(axis=1)), Event()
-    busy = halves.other_thread.submit(held.wait, 30.0)
-    try:
-        asked = codes.ask(vectors[0], 50)
-        found = search._in_halves(vectors[0], asked)
-        assert found[0].tolist() == search._whole(vectors[0], asked)[0].tolist()
-    finally:
-        held.set()
-    assert busy.result()
-
-
 def test_what_a_sample_promised_too_much_of_is_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codes_module, "CAUTION", -3.0)
     vectors = drawn(60_000, 8)
     code, codes = codes_of(vectors, 8)
-    search = halves.Search(codes, lambda query, rows: (vectors[rows] * query).sum(axis=1))
+    looked: list[int] = []
+    scanned = codes._scan
+
+    def scan_noting(weights: NDArray[np.int16], step: int, least: int, room: int) -> tuple[Rows, NDArray[np.int16]]:
+        looked.append(step)
+        return scanned(weights, step, least, room)
+
+    monkeypatch.setattr(codes, "_scan", scan_noting)
     for query in drawn(5, 8, seed=1):
-        assert len(codes.found(codes.ask(query, 500), 0, codes.blocks)) < 500
-        sums = sums_of(code, codes, vectors, query)
-        assert are_the_best(codes.search(query, 500), sums, 500)
-        assert are_the_best(search.near(query, 500)[0], sums, 500)
+        assert are_the_best(codes.search(query, 500), sums_of(code, codes, vectors, query), 500)
+    assert looked.count(1) > 5  # all codes, more than once for some query
 
 
 def test_all_directions_in_four_bits_say_nearly_what_the_vectors_say() -> None:

@@ -8,8 +8,7 @@ minimum distortion, IRE 1960). A query's product with all of them is a pass over
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,26 +57,6 @@ class Code:
         return numbers
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The weights of a query, how many vectors are wanted, and a sample of all sums, of which `beyond` are enough."""
-
-    weights: NDArray[np.int16]
-    wanted: int
-    sample: NDArray[np.int16]
-    beyond: float
-
-    @cached_property
-    def least(self) -> int:
-        """The sum that enough vectors should come up to."""
-        place = len(self.sample) - 1 - int(self.beyond)
-        return int(np.partition(self.sample, place)[place]) if place > 0 else NOTHING
-
-    def lower(self) -> Asked:
-        """The same, of which more are found."""
-        return replace(self, beyond=2 * self.beyond + 1)
-
-
 class Codes:
     """Vectors to be searched for by their codes. `weigh`, shape (dimensions, d), makes the weights of a query."""
 
@@ -99,36 +78,31 @@ class Codes:
         return cls(weigh, np.concatenate(packed), count)
 
     def search(self, query: Vectors, k: int) -> Rows:
-        """The rows of all vectors that come up to some sum, in their order: the best ones, at least `min(k, count)`."""
-        asked = self.ask(query, k)
-        while len(rows := self.found(asked, 0, self.blocks)) < asked.wanted:
-            asked = asked.lower()
-        return rows
+        """The rows of all vectors that come up to some sum, in their order: the best ones, at least `min(k, count)`.
 
-    def ask(self, query: Vectors, k: int) -> Asked:
-        """What is to be found for `min(k, count)` vectors; seldom too few, which only `lower` then helps."""
-        weights, step = self._weights(query), max(1, self.blocks // SAMPLED)
-        sample = self._scan(weights, 0, self.blocks, step, NOTHING, -(-self.count // step) + 2 * BLOCK)[1]
-        wanted = min(k, self.count)
-        expected = wanted * len(sample) / max(self.count, 1)
-        return Asked(weights, wanted, sample, expected + CAUTION * expected**0.5)
+        A sample says which sum that is; where it promised too much, a lower one is tried.
+        """
+        k, weights, step = min(k, self.count), self._weights(query), max(1, self.blocks // SAMPLED)
+        sample = self._scan(weights, step, NOTHING, -(-self.count // step) + 2 * BLOCK)[1]
+        expected = k * len(sample) / max(self.count, 1)
+        beyond = expected + CAUTION * expected**0.5
+        while True:
+            place = len(sample) - 1 - int(beyond)
+            least = int(np.partition(sample, place)[place]) if place > 0 else NOTHING
+            room = int(min(2 * beyond / max(len(sample), 1), 1.0) * self.count) + BLOCK
+            rows, _ = self._scan(weights, 1, least, room)
+            if len(rows) >= k:
+                return rows
+            beyond = 2 * beyond + 1
 
-    def found(self, asked: Asked, first: int, last: int) -> Rows:
-        """The rows of some blocks that come up to what is asked."""
-        share = (last - first) / self.blocks
-        room = int(min(2 * asked.beyond / len(asked.sample), 1.0) * self.count * share)
-        return self._scan(asked.weights, first, last, 1, asked.least, room + BLOCK)[0]
-
-    def _scan(
-        self, weights: NDArray[np.int16], first: int, last: int, step: int, least: int, room: int
-    ) -> tuple[Rows, NDArray[np.int16]]:
+    def _scan(self, weights: NDArray[np.int16], step: int, least: int, room: int) -> tuple[Rows, NDArray[np.int16]]:
         """The rows, of every `step`-th block, that come up to `least`, and their sums."""
         while True:
             rows, sums = np.empty(room, np.int32), np.empty(room, np.int16)
-            found = int(scan(self.held, first, last, step, self.count, weights, least, rows, sums))
+            found = int(scan(self.held, step, self.count, weights, least, rows, sums))
             if found >= 0:
                 return rows[:found], sums[:found]
-            room = (last - first + 1) * BLOCK  # many have the same sum
+            room = self.count + BLOCK  # many have the same sum
 
     def _weights(self, query: Vectors) -> NDArray[np.int16]:
         """The weight of each dimension as a signed byte, two in each number, so that no sum is too great."""

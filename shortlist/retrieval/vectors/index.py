@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from shortlist.retrieval.vectors import costs
 from shortlist.retrieval.vectors.codes import Codes
-from shortlist.retrieval.vectors.halves import Search
 from shortlist.retrieval.vectors.products import Kept, products
 
 Vectors = NDArray[np.float32]
@@ -67,7 +66,6 @@ class Index:
     ) -> None:
         self.vectors, self.codes, self.factor = vectors, codes, factor
         self._n = len(vectors)
-        self._search = Search(codes, self.products) if codes is not None else None
         self.facts: dict[str, Any] = {
             "rung": "exact",
             "recall": 1.0,
@@ -132,11 +130,11 @@ class Index:
             )
         if among is not None:
             found = [self._search_among(query, k, among) for query in batch]
-        elif self._search is None:
+        elif self.codes is None:
             scores, rows = faiss.knn(batch, np.asarray(self.vectors, np.float32), k, faiss.METRIC_INNER_PRODUCT)
             found = list(zip(scores, rows.astype(np.int32), strict=True))
         elif k * self.factor <= self._n:
-            found = [self._by_codes(query, k) for query in batch]
+            found = [self.best(query, self.codes.search(query, k * self.factor), k) for query in batch]
         else:
             found = [self.best(query, self._every, k) for query in batch]
         if queries.ndim == 1:
@@ -146,12 +144,6 @@ class Index:
     @property
     def _every(self) -> Rows:
         return np.arange(self._n, dtype=np.int32)
-
-    def _by_codes(self, query: Vectors, k: int) -> tuple[Vectors, Rows]:
-        assert self._search is not None
-        rows, scores = self._search.near(query, k * self.factor)
-        chosen = greatest(scores, k)
-        return scores[chosen], rows[chosen]
 
     def _search_among(self, query: Vectors, k: int, among: Among) -> tuple[Vectors, Rows]:
         """One query; the codes look ever further until what they found holds enough, while that is cheaper."""

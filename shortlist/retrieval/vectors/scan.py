@@ -117,17 +117,16 @@ def sums_of_block(_context, data, _start, _pairs, weights, out):  # type: ignore
 block_sums: Any = intrinsic(sums_of_block)
 
 
-@njit("int64(uint8[::1], int64, int64, int64, int64, int16[::1], int64, int32[::1], int16[::1])", **OPTIONS)
-def scan(codes, first, last, step, count, weights, least, rows, scores):  # type: ignore[no-untyped-def]
+@njit("int64(uint8[::1], int64, int64, int16[::1], int64, int32[::1], int16[::1])", **OPTIONS)
+def scan(codes, step, count, weights, least, rows, scores):  # type: ignore[no-untyped-def]
     """The vectors whose sum is at least `least`, in order: their number; `rows` and `scores` hold them.
 
-    Looks at every `step`-th block from `first` to before `last`, of `count` vectors in all. Returns -1 when there is no
-    room for what it finds.
+    Looks at every `step`-th block, of `count` vectors in all. Returns -1 when there is no room for what it finds.
     """
     data, asked, pairs = octets(codes), words(weights), len(weights)
     sums = np.empty(BLOCK, np.int16)
     out, size, found = words(sums), pairs * BLOCK, 0
-    for block in range(first, last, step):
+    for block in range(0, (count + BLOCK - 1) // BLOCK, step):
         start = block * size
         for place in range(start + AHEAD, start + AHEAD + size, BLOCK):
             prefetch_once(data, place)
