@@ -124,10 +124,6 @@ def ours(vectors: Vectors, held_out: Vectors, queries: Vectors, truth: Rows) -> 
 
 def bare(vectors: Vectors, parts: int, queries: Vectors, truth: Rows) -> Any:
     """Faiss' 4-bit fast scan of as many principal directions, refined with the least factor that reaches 0.99."""
-    flat: Any = faiss.IndexFlatIP(vectors.shape[1])
-    if not parts:
-        flat.add(vectors)
-        return flat
     index: Any = faiss.index_factory(vectors.shape[1], f"PCAR{parts},PQ{parts}x4fs,RFlat", faiss.METRIC_INNER_PRODUCT)
     index.train(vectors[np.random.default_rng(0).permutation(len(vectors))[:65_536]])
     index.add(vectors)

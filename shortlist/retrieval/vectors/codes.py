@@ -64,7 +64,7 @@ class Codes:
         pairs = -(-len(weigh) // 2)
         if held.shape != (-(-count // BLOCK) * pairs * BLOCK,):
             raise ValueError(f"{held.shape} bytes are no codes of {count} vectors in {len(weigh)} dimensions")
-        self.weigh, self.held, self.count, self.blocks = weigh, aligned(held), count, -(-count // BLOCK)
+        self.weigh, self.held, self.count = weigh, aligned(held), count
 
     @classmethod
     def of(cls, code: Code, parts: Iterable[Vectors]) -> Codes:
@@ -82,7 +82,7 @@ class Codes:
 
         A sample says which sum that is; where it promised too much, a lower one is tried.
         """
-        k, weights, step = min(k, self.count), self._weights(query), max(1, self.blocks // SAMPLED)
+        k, weights, step = min(k, self.count), self._weights(query), max(1, self.count // (BLOCK * SAMPLED))
         sample = self._scan(weights, step, NOTHING, -(-self.count // step) + 2 * BLOCK)[1]
         expected = k * len(sample) / max(self.count, 1)
         beyond = expected + CAUTION * expected**0.5

@@ -10,7 +10,7 @@ SCAN, REFINE = 0.02, 1.4
 """Per vector and direction scanned; per wanted candidate and dimension refined: half as many more come along."""
 COMPARE = 0.5
 """Per vector and dimension compared exactly, in the order in which the vectors lie in memory."""
-SORT = 80.0
+SIFT = 80.0
 """Per candidate that codes find beyond what is refined: it is kept and looked up."""
 
 
@@ -31,4 +31,4 @@ def compare(vectors: int, dimensions: int) -> float:
 
 def sift(found: int) -> float:
     """Finding so many candidates by their codes, and dropping what may not be found."""
-    return SORT * found
+    return SIFT * found
