@@ -256,8 +256,9 @@ def test_impressions_become_rows_that_know_nothing_of_their_own_slate() -> None:
             {"kind": "impression", "at": at, "user": "u", "film": f"f{n}", "request": f"r{slate}", "position": n + 1}
             for n in range(3)
         ]
-        log.append([*seen, {"kind": "watch", "at": at + 1000, "user": "u", "film": f"f{slate % 3}", "stars": 1.0}], at)
-    rows = shown(log, project, labels, 0, log.position, 1)
+        acted = {"kind": "watch", "at": at + 1000, "user": "u", "film": f"f{slate % 3}", "stars": 1.0 + slate}
+        log.append([*seen, acted], at)
+    rows = shown(log, project, labels, 0, log.position, 1, amounts={watch: "stars"})
     assert rows.request.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert rows.position.tolist() == [0] * 3 + [4] * 3 + [8] * 3
     assert rows.gain.reshape(3, 3).sum(axis=1).tolist() == [2, 2, 2]
@@ -265,6 +266,8 @@ def test_impressions_become_rows_that_know_nothing_of_their_own_slate() -> None:
     assert len(orders) > 1, "rows must not stand in the order of the slate: ties are broken by it"
     films = hash_strings(["f0", "f1", "f2"]).tolist()
     assert [films.index(item) for item in rows.item[rows.gain > 0].tolist()] == [0, 1, 2]
+    assert rows.amounts["watch"][rows.gain > 0].tolist() == [1.0, 2.0, 3.0]
+    assert np.isnan(rows.amounts["watch"][rows.gain == 0]).all()
     assert rows.unclosed == 3
     newest = shown(log, project, labels, 0, log.position, 1, most=4)
     assert newest.position.tolist() == [4] * 3 + [8] * 3
