@@ -20,6 +20,7 @@ from shortlist.features.table import FeatureTable
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Deadline, Query
 from shortlist.project import Project
+from shortlist.retrieval.asker import Asker
 from shortlist.retrieval.catalogue import Catalogue
 from shortlist.retrieval.eligibility import NotSeen
 from shortlist.retrieval.models import item_weights
@@ -288,7 +289,8 @@ class World:
         self.catalogue = Catalogue(self.table, "film")
         seen = [feature.name for feature in seen_features(self.project.labels, user, film)]
         filters = (NotSeen(self.catalogue, "user", seen),)
-        stages = load_source(spec, Place(self.project, self.table, self.catalogue, filters, place))
+        asker = Asker(self.table, "user")
+        stages = load_source(spec, Place(self.project, self.table, self.catalogue, asker, filters, place))
         self.source, (self.hydrator,) = stages.source, stages.hydrators
 
     def watch(self, who: str, *films: str) -> None:

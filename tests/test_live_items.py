@@ -25,6 +25,7 @@ from shortlist.features.table import FeatureTable
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Deadline, Query
 from shortlist.project import Project
+from shortlist.retrieval.asker import Asker
 from shortlist.retrieval.catalogue import Catalogue
 from shortlist.retrieval.models.item_tower import FACTS, MODEL, TABLES, ItemTower
 from shortlist.retrieval.models.towers import Towers, attributes_of
@@ -84,7 +85,8 @@ class World:
             fit_towers(SPEC, *self.lesson(), directory, seed=1)
         self.towers = Towers.load(directory)
         self.tower = ItemTower.load(directory, self.towers)
-        self.source = TowerSource("towers", self.towers, self.catalogue, "user", SPEC.quota, (), self.tower, behind)
+        asker = Asker(self.table, "user")
+        self.source = TowerSource("towers", self.towers, self.catalogue, asker, SPEC.quota, (), self.tower, behind)
         self.items = self.source.items
 
     def add(self, *events: dict[str, Any]) -> None:
@@ -188,7 +190,7 @@ def test_what_was_taken_out_before_the_service_started_is_not_searched(directory
 
 
 def test_without_an_item_tower_what_is_unknown_stays_unknown(world: World) -> None:
-    source = TowerSource("towers", world.towers, world.catalogue, "user", 500)
+    source = TowerSource("towers", world.towers, world.catalogue, Asker(world.catalogue.table, "user"), 500)
     world.add(described(1_000), {"kind": "film", "at": DAY, "film": "f3", "available": False})
     found = source.propose(Query("u0", 10, 101 * DAY, "r", Deadline(math.inf))).items
     assert len(found) == FILMS - 1

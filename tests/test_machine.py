@@ -23,6 +23,7 @@ from shortlist.framing.objective import Objective
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Deadline, Query
 from shortlist.project import Project
+from shortlist.retrieval.asker import Asker
 from shortlist.retrieval.catalogue import Catalogue
 from shortlist.retrieval.eligibility import NotSeen
 from shortlist.retrieval.models.machine import FACTS, TABLES, Machine, steps_of
@@ -411,7 +412,8 @@ def test_a_mistake_in_the_declaration_is_found() -> None:
 def place(world: World, directory: Path) -> Place:
     catalogue = Catalogue(world.table, "film")
     seen = [feature.name for feature in seen_features(LABELS, user, film)]
-    return Place(world.project, world.table, catalogue, (NotSeen(catalogue, "user", seen),), directory)
+    filters = (NotSeen(catalogue, "user", seen),)
+    return Place(world.project, world.table, catalogue, Asker(world.table, "user"), filters, directory)
 
 
 def query(who: str | None) -> Query:

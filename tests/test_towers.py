@@ -20,6 +20,7 @@ from shortlist.features.program import FeatureSet
 from shortlist.features.table import FeatureTable
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Deadline, Query
+from shortlist.retrieval.asker import Asker
 from shortlist.retrieval.catalogue import Catalogue
 from shortlist.retrieval.models.towers import (
     FACTS,
@@ -303,7 +304,7 @@ def live(trained: tuple[Towers, Path, float]) -> tuple[MemoryLog, TowerSource, C
     table = FeatureTable(FeatureSet([history], [user, film], {"device": str, "hour": float}))
     log.subscribe(table.update)
     catalogue = Catalogue(table, "film")
-    return log, TowerSource("two_tower", trained[0], catalogue, "user", SPEC.quota), catalogue
+    return log, TowerSource("two_tower", trained[0], catalogue, Asker(catalogue.table, "user"), SPEC.quota), catalogue
 
 
 def ask(who: str | None, **context: object) -> Query:
@@ -362,7 +363,9 @@ def test_filters_are_answered_with_more_until_there_is_nothing_left(trained: tup
             return np.asarray(candidates.items % self.divisor == 0, np.bool_)
 
     for divisor, expected in ((8, SPEC.quota), (50, 4)):
-        few = TowerSource("two_tower", trained[0], catalogue, "user", SPEC.quota, [OnlyFew(divisor)])
+        few = TowerSource(
+            "two_tower", trained[0], catalogue, Asker(catalogue.table, "user"), SPEC.quota, [OnlyFew(divisor)]
+        )
         items = few.propose(ask("u1")).items
         assert len(set(items.tolist())) == expected
         assert (items % divisor == 0).all()

@@ -22,6 +22,7 @@ from shortlist.features.table import FeatureTable
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Deadline, Query
 from shortlist.pipeline.stages import Filter, Source
+from shortlist.retrieval.asker import Asker
 from shortlist.retrieval.catalogue import Catalogue
 from shortlist.retrieval.eligibility import Available, NotSeen, Where
 from shortlist.retrieval.fresh import FreshSource
@@ -84,11 +85,12 @@ class World:
         weights = ItemWeights(hashes, few, columns, draw.random(len(columns), np.float32))
         popular = popularity_features(labels, film, Popular().half_life)
         names, gains = [feature.name for feature, _ in popular], [gain for _, gain in popular]
+        asker = Asker(self.catalogue.table, "user")
         return {
             "popular": PopularSource("popular", self.catalogue, names, gains, quota, self.filters),
             "fresh": FreshSource("fresh", self.catalogue, quota, self.filters),
-            "nearest": TowerSource("factors", factors, self.catalogue, "user", quota, self.filters),
-            "weights": HistorySource("w", weights, self.catalogue, "user", history.name, quota, self.filters),
+            "nearest": TowerSource("factors", factors, self.catalogue, asker, quota, self.filters),
+            "weights": HistorySource("w", weights, self.catalogue, asker, history.name, quota, self.filters),
         }
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from shortlist.events.batch import Batch
 from shortlist.events.schema import Entity
 from shortlist.features.hashing import Hashes, Ids, hash_strings, hashes_of
-from shortlist.features.index import KeyIndex, chain, newest, version_at
+from shortlist.features.index import KeyIndex, chain, lengths_at, newest, numbers_at, values_at, version_at
 from shortlist.features.windows import attribute_types
 from shortlist.framing.problems import nearest
 
@@ -108,21 +108,16 @@ class Attribute:
 
     def numbers_of(self, versions: NDArray[np.int32]) -> NDArray[np.float64]:
         """The number of each version; NaN for version 0."""
-        numbers = np.full(len(versions), np.nan)
-        known = versions > 0
-        numbers[known] = self.numbers.values[versions[known] - 1]
+        numbers = np.empty(len(versions))
+        numbers_at(self.numbers.values, versions, numbers)
         return numbers
 
     def words_of(self, versions: NDArray[np.int32]) -> tuple[NDArray[np.int64], Hashes]:
         """How many values each version has, and all of them, one version after the other."""
-        starts, stop = np.zeros(len(versions), np.int64), np.zeros(len(versions), np.int64)
-        known, later = versions > 0, versions > 1  # the first version starts at 0
-        stop[known] = self.stops.values[versions[known] - 1]
-        starts[later] = self.stops.values[versions[later] - 2]
-        lengths = stop - starts
-        ends = np.cumsum(lengths)
-        places = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
-        return lengths, self.pool.values[places].astype(np.uint64, copy=False)
+        lengths = np.empty(len(versions), np.int64)
+        values = np.empty(lengths_at(self.stops.values, versions, lengths), np.uint64)
+        values_at(self.stops.values, self.pool.values, versions, lengths, values)
+        return lengths, values
 
     def forget_history(self) -> None:
         """Keep only the latest version of each owner."""

@@ -91,12 +91,26 @@ def hashes_of(ids: Ids) -> Hashes:
 
 
 def combined(first: Hashes, second: Hashes) -> Hashes:
-    """The key of a pair, (n,) from (n,) and (n,); missing where either is."""
-    h = first * np.uint64(0x9E3779B97F4A7C15) + second
-    h ^= h >> np.uint64(32)
-    h *= np.uint64(0xD6E8FEB86659FD93)
-    h ^= h >> np.uint64(32)
-    h *= np.uint64(0xD6E8FEB86659FD93)
-    h ^= h >> np.uint64(32)
-    h[(first == NOTHING) | (second == NOTHING)] = 0
-    return h
+    """The key of a pair, (n,) from (n,) and (n,), or one of them for all; missing where either is."""
+    out = np.empty(max(len(first), len(second)) if len(first) and len(second) else 0, np.uint64)
+    _combine(np.ascontiguousarray(first), np.ascontiguousarray(second), out)
+    return out
+
+
+@njit(
+    "void(Array(uint64, 1, 'C', readonly=True), Array(uint64, 1, 'C', readonly=True), uint64[::1])",
+    cache=True,
+    nogil=True,
+    error_model="numpy",
+)
+def _combine(first, second, out):  # type: ignore[no-untyped-def]
+    one, other = np.uint64(len(first) > 1), np.uint64(len(second) > 1)
+    for i in range(np.uint64(len(out))):
+        a, b = first[i * one], second[i * other]
+        h = a * np.uint64(0x9E3779B97F4A7C15) + b
+        h ^= h >> np.uint64(32)
+        h *= np.uint64(0xD6E8FEB86659FD93)
+        h ^= h >> np.uint64(32)
+        h *= np.uint64(0xD6E8FEB86659FD93)
+        h ^= h >> np.uint64(32)
+        out[i] = h if a != np.uint64(0) and b != np.uint64(0) else np.uint64(0)

@@ -94,6 +94,37 @@ def version_at(latest, previous, offsets, owners, positions, found):  # type: ig
         found[i] = version
 
 
+@njit("void(float64[::1], int32[::1], float64[::1])", **options)
+def numbers_at(numbers, versions, out):  # type: ignore[no-untyped-def]
+    """The number of each version (1-based); NaN for version 0."""
+    for i in range(len(versions)):
+        out[i] = numbers[versions[i] - 1] if versions[i] > 0 else np.nan
+
+
+@njit("int64(int64[::1], int32[::1], int64[::1])", **options)
+def lengths_at(stops, versions, lengths):  # type: ignore[no-untyped-def]
+    """How many values each version (1-based) has, none for version 0; and all together."""
+    total = 0
+    for i in range(len(versions)):
+        version = versions[i]
+        lengths[i] = 0
+        if version > 0:
+            lengths[i] = stops[version - 1] - (stops[version - 2] if version > 1 else 0)
+            total += lengths[i]
+    return total
+
+
+@njit("void(int64[::1], uint64[::1], int32[::1], int64[::1], uint64[::1])", **options)
+def values_at(stops, pool, versions, lengths, out):  # type: ignore[no-untyped-def]
+    """The values of all versions, one after the other; `lengths` are what `lengths_at` found."""
+    place = 0
+    for i in range(len(versions)):
+        start = stops[versions[i] - 1] - lengths[i] if lengths[i] > 0 else 0
+        for number in range(lengths[i]):
+            out[place] = pool[start + number]
+            place += 1
+
+
 @njit("void(float64[:,::1], int64[::1], int64[::1], float64[:,::1])", **options)
 def average(values, starts, columns, out):  # type: ignore[no-untyped-def]
     """`out[columns[c], i]` = the mean of `values[c, starts[i]:starts[i + 1]]`, NaN skipped; NaN where none is left."""

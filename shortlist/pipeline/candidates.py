@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,8 @@ class Candidates:
 
     `matrix` is the block of feature columns, shape (features, items), named by `features`: kept whole because
     scorers read it whole, feature by feature. `own` is set where the caller brought the items: the place of each
-    in `query.items`; only then an index may be -1, which is an item that the catalogue does not know.
+    in `query.items`; only then an index may be -1, which is an item that the catalogue does not know. `passed` are the
+    filters that have let all of them through, for the query at hand: none needs to be asked twice.
     """
 
     items: NDArray[np.int32]
@@ -27,6 +28,7 @@ class Candidates:
     features: tuple[str, ...] = ()
     matrix: NDArray[np.float64] | None = None
     own: NDArray[np.int32] | None = None
+    passed: tuple[object, ...] = ()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -38,7 +40,7 @@ class Candidates:
                 raise KeyError(f"column {name!r} is written already; columns are written once")
             if len(column) != len(self):
                 raise ValueError(f"column {name!r} has {len(column)} values for {len(self)} candidates")
-        return Candidates(self.items, {**self.columns, **columns}, self.features, self.matrix, self.own)
+        return replace(self, columns={**self.columns, **columns})
 
     def with_matrix(self, features: tuple[str, ...], matrix: NDArray[np.float64]) -> Candidates:
         """These candidates with the feature block, shape (features, items), written once."""
@@ -46,14 +48,19 @@ class Candidates:
             raise KeyError("the feature block is written already; it is written once")
         if matrix.shape != (len(features), len(self)):
             raise ValueError(f"the feature block has shape {matrix.shape}, expected {(len(features), len(self))}")
-        return Candidates(self.items, self.columns, features, matrix, self.own)
+        return replace(self, features=features, matrix=matrix)
+
+    def past(self, stage: object, mask: NDArray[np.bool_]) -> Candidates:
+        """Those of the candidates for which the mask of a filter is true."""
+        kept = self if mask.all() else self.take(mask)
+        return replace(kept, passed=(*kept.passed, stage))
 
     def take(self, chosen: NDArray[np.intp] | NDArray[np.bool_]) -> Candidates:
         """The chosen candidates: a mask, or indexes in their new order."""
         matrix = None if self.matrix is None else np.ascontiguousarray(self.matrix[:, chosen])
         columns = {name: column[chosen] for name, column in self.columns.items()}
         own = None if self.own is None else self.own[chosen]
-        return Candidates(self.items[chosen], columns, self.features, matrix, own)
+        return Candidates(self.items[chosen], columns, self.features, matrix, own, self.passed)
 
     def followed_by(self, others: Candidates) -> Candidates:
         """These candidates and then the others. A column or feature that only one side has is NaN for the other.
@@ -73,7 +80,14 @@ class Candidates:
         if self.matrix is not None or others.matrix is not None:
             matrix = np.concatenate([_block(side, features) for side in (self, others)], axis=1)
         own = None if self.own is None or others.own is None else np.concatenate([self.own, others.own])
-        return Candidates(np.concatenate([self.items, others.items]), columns, features, matrix, own)
+        items = np.concatenate([self.items, others.items])
+        return Candidates(items, columns, features, matrix, own, passed_by_all([self, others]))
+
+
+def passed_by_all(several: Iterable[Candidates]) -> tuple[object, ...]:
+    """The filters that all of these have passed; those of which there are none have passed every one."""
+    first, *others = [held.passed for held in several if len(held)] or [()]
+    return tuple(stage for stage in first if all(stage in passed for passed in others))
 
 
 def _column(side: Candidates, name: str) -> Column:

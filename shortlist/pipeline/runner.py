@@ -7,7 +7,7 @@ late filters see every column. They stand before the selector, so that the next 
 what they drop, and what the selector promises (caps, shares, propensities) is true of what is shown. Where fewer
 than k items remain, rounds of the last resort (the whole catalogue, most popular first) go the same way, and the
 selector arranges what all rounds found. A filter holds always: it is never skipped, and one that fails drops what it
-was asked about.
+was asked about. What a source asked it, and all of its proposals passed, is not asked again.
 """
 
 from __future__ import annotations
@@ -192,10 +192,12 @@ class Pipeline:
 
     def _filtered(self, query: Query, trace: Trace, stage: Filter, candidates: Candidates) -> Candidates:
         def kept() -> Candidates:
+            if stage in candidates.passed:  # a source has asked it already
+                return candidates
             mask = stage.keep(query, candidates)
             if mask.shape != candidates.items.shape:
                 raise ValueError(f"filter {stage.name}: a mask of shape {mask.shape} for {len(candidates)} candidates")
-            return candidates if mask.all() else candidates.take(mask)
+            return candidates.past(stage, mask)
 
         return trace.call("filter", stage.name, len(candidates), kept, NOTHING) if len(candidates) else candidates
 

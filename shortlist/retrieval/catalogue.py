@@ -31,8 +31,13 @@ class Catalogue:
 
     def hashes_of(self, items: Items) -> Hashes:
         """The hash of each index, 0 (no item) for -1."""
-        known = self.hashes()
-        return np.where(items >= 0, known[items], np.uint64(0)) if len(known) else np.zeros(len(items), np.uint64)
+        known, unknown = self.hashes(), items < 0
+        if not len(known):
+            return np.zeros(len(items), np.uint64)
+        hashes: Hashes = known[items]
+        if unknown.any():
+            hashes[unknown] = 0
+        return hashes
 
     def hashes(self) -> Hashes:
         """The hash of every index."""

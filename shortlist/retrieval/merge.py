@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from shortlist.pipeline.candidates import NOTHING, Candidates
+from shortlist.pipeline.candidates import NOTHING, Candidates, passed_by_all
 from shortlist.pipeline.query import Query
 
 OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
@@ -74,4 +74,4 @@ class Interleaved:
         ranks = np.full((len(proposals), len(merged)), np.nan)
         count = interleave(items, stops, quotas, slots, merged, ranks)
         columns = {f"{source}_rank": ranks[number, :count] for number, source in enumerate(proposals)}
-        return Candidates(merged[:count], columns)
+        return Candidates(merged[:count], columns, passed=passed_by_all(proposals.values()))

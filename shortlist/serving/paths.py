@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from shortlist.features.definitions import Aggregate
 from shortlist.features.entities import EVERYTHING_KNOWN
-from shortlist.features.hashing import Hashes, hash_of
-from shortlist.features.table import FeatureTable
 from shortlist.pipeline.query import EVENTS, PATH, Query
 from shortlist.project import Project
+from shortlist.retrieval.asker import Asker
 from shortlist.retrieval.specs import Fresh, Popular
 from shortlist.training.releases import Manifest, Release
 
@@ -40,38 +39,38 @@ class Acquaintance:
 
     name = "acquaintance"
 
-    def __init__(self, project: Project, table: FeatureTable, personal: bool) -> None:
-        self.user, self.table, self.personal = project.user.name, table, personal
+    def __init__(self, project: Project, asker: Asker, personal: bool) -> None:
+        self.asker, self.personal = asker, personal
         self.counts = [
             feature.name
-            for feature in table.features.features
+            for feature in asker.table.features.features
             if isinstance(feature, Aggregate)
-            and feature.by == (self.user,)
+            and feature.by == (asker.user,)
             and feature.operation in ("count", "last_n")
             and feature.over is None
             and feature.stream.event.kind != project.impression.kind
         ]
+        asker.needs(self.counts)
 
     def learn(self, query: Query) -> Mapping[str, Any]:
         """The path, and at least how many of the user's events are known."""
-        user = None if query.user is None else hash_of(query.user)
-        events = 0 if user is None else self._events(query, user)
+        events = 0 if query.user is None else self._events(query)
         if not self.personal:
             return {PATH: POPULAR, EVENTS: events}
         if events:
             return {PATH: HISTORY, EVENTS: events}
-        told = bool(query.context) or (user is not None and self._described(user))
+        told = bool(query.context) or (query.user is not None and self._described(query))
         return {PATH: CONTENT if told else POPULAR, EVENTS: 0}
 
-    def _events(self, query: Query, user: Hashes) -> int:
+    def _events(self, query: Query) -> int:
         if not self.counts:
             return 0
-        read = self.table.read({self.user: user}, query.now, columns=self.counts)
+        read = self.asker.columns(query)
         return max(kept(read[name][0]) for name in self.counts)
 
-    def _described(self, user: Hashes) -> bool:
-        known = self.table.entities[self.user]
-        row, now = known.rows(user), np.full(1, EVERYTHING_KNOWN)
+    def _described(self, query: Query) -> bool:
+        known = self.asker.entities
+        row, now = known.rows(self.asker.hash(query)), np.full(1, EVERYTHING_KNOWN)
         told = (attribute for name, attribute in known.attributes.items() if name != "available")
         return any(bool(attribute.versions(row, now).any()) for attribute in told)
 

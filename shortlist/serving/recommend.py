@@ -74,7 +74,7 @@ def load_champion(
     recommend = Pipeline(
         catalogue=table.entities[project.item.name],
         scorer=scorer,
-        understand=[Acquaintance(project, table, personal(project, manifest)), *retrieval.understand],
+        understand=[Acquaintance(project, retrieval.asker, personal(project, manifest)), *retrieval.understand],
         sources=[*retrieval.sources, *slate.sources],
         merger=slate.merging(retrieval.merger),
         filters=retrieval.filters,

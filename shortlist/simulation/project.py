@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from shortlist import (
     Entity,
     EventType,
@@ -21,6 +23,7 @@ from shortlist import (
     request_feature,
 )
 from shortlist.features.definitions import Feature
+from shortlist.simulation.behaviour import DAY_MS
 
 user = Entity("user", age=int, device=str, country=str)
 item = Entity("item", category=str, creator=str, tags=list[str], title=str, published=int)
@@ -33,16 +36,16 @@ hide = EventType("hide", user, item)
 
 
 @request_feature
-def item_age_days(now: Any, item_published: Any) -> Any:
-    """Days since the item was published."""
-    return (now - item_published) / 86_400_000
+def item_newness(now: Any, item_published: Any) -> Any:
+    """How new the item is: less by one for every e-fold of its age, from a day on."""
+    return -np.log1p(np.maximum(now - item_published, 0) / DAY_MS)
 
 
 # Few columns, on purpose: the factorisation machine's score says what a user thinks of an item. What else predicts
 # clicks on the old policy's slates (rates, shares, other sources' scores) misleads where slates are new: see LOG.md.
 features: list[Feature] = [
     ratio(click.by(user).count("30d"), impression.by(user).count("30d"), prior=20).named("user_click_rate_30d"),
-    item_age_days,
+    item_newness,
 ]
 
 project = Project(

@@ -13,6 +13,7 @@ from pathlib import Path
 from shortlist.features.table import FeatureTable
 from shortlist.pipeline.stages import Describing, Filter, Merger, QueryHydrator, Source
 from shortlist.project import Project
+from shortlist.retrieval.asker import Asker
 from shortlist.retrieval.catalogue import Catalogue
 from shortlist.retrieval.eligibility import Available, Excluded, NotSeen, Where
 from shortlist.retrieval.fresh import FreshSource
@@ -29,11 +30,13 @@ from shortlist.retrieval.specs import (
     HistorySpec,
     MatrixFactorisation,
     Popular,
+    SourceSpec,
     TwoTower,
     popularity_features,
     seen_features,
 )
-from shortlist.retrieval.vectors.nearest import TowerSource
+from shortlist.retrieval.vectors.live_items import Describer
+from shortlist.retrieval.vectors.nearest import TowerSource, VectorModel
 from shortlist.slate.assembly import exclusions
 
 LAST_RESORT = "last_resort"
@@ -50,8 +53,12 @@ class SourceStages:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """The stages of a pipeline up to its scorer. `last_resort` proposes the whole catalogue, most popular first."""
+    """The stages of a pipeline up to its scorer. `last_resort` proposes the whole catalogue, most popular first.
 
+    `asker` reads what other stages need of the user, too, if they tell it when they are made.
+    """
+
+    asker: Asker
     understand: tuple[QueryHydrator, ...]
     sources: tuple[Source, ...]
     merger: Merger
@@ -62,7 +69,7 @@ class Retrieval:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a source finds its things: the project, the live table, the filters, its directory of the release.
+    """Where a source finds its things: project, live table, who asks, filters, its directory of the release.
 
     `behind` lets popularity be read anew beside the requests, which is right for a service; `refresh_ms` is how old
     it may be.
@@ -71,6 +78,7 @@ class Place:
     project: Project
     table: FeatureTable
     catalogue: Catalogue
+    asker: Asker
     filters: tuple[Filter, ...]
     directory: Path
     behind: bool = False
@@ -95,33 +103,34 @@ def _(spec: Fresh, place: Place) -> SourceStages:
 
 @load_source.register
 def _(spec: TwoTower, place: Place) -> SourceStages:
-    directory, user = place.directory / spec.name, place.project.user.name
+    directory = place.directory / spec.name
     towers = Towers.load(directory)
-    item_tower = ItemTower.load(directory, towers)
-    source = TowerSource(spec.name, towers, place.catalogue, user, spec.quota, place.filters, item_tower, place.behind)
-    return SourceStages(source, (source,), (source,))
+    return nearest(spec, towers, place, ItemTower.load(directory, towers))
 
 
 @load_source.register
 def _(spec: MatrixFactorisation, place: Place) -> SourceStages:
-    factors = Factors.load(place.directory / spec.name)
-    user = place.project.user.name
-    source = TowerSource(spec.name, factors, place.catalogue, user, spec.quota, place.filters, behind=place.behind)
-    return SourceStages(source, (source,), (source,))
+    return nearest(spec, Factors.load(place.directory / spec.name), place)
 
 
 @load_source.register
 def _(spec: FactorizationMachine, place: Place) -> SourceStages:
-    machine, user = Machine.load(place.directory / spec.name), place.project.user.name
-    source = TowerSource(spec.name, machine, place.catalogue, user, spec.quota, place.filters, machine, place.behind)
-    return SourceStages(source, (source,), (source,))
+    machine = Machine.load(place.directory / spec.name)
+    return nearest(spec, machine, place, machine)
 
 
 @load_source.register
 def _(spec: HistorySpec, place: Place) -> SourceStages:
-    weights = ItemWeights.load(place.directory / spec.name)
-    user, history = place.project.user.name, spec.history.name
-    source = HistorySource(spec.name, weights, place.catalogue, user, history, spec.quota, place.filters)
+    weights, history = ItemWeights.load(place.directory / spec.name), spec.history.name
+    source = HistorySource(spec.name, weights, place.catalogue, place.asker, history, spec.quota, place.filters)
+    return SourceStages(source, (source,), (source,))
+
+
+def nearest(spec: SourceSpec, model: VectorModel, place: Place, describer: Describer | None = None) -> SourceStages:
+    """The stages of a source whose model makes vectors, of items too where there is a `describer`."""
+    source = TowerSource(
+        spec.name, model, place.catalogue, place.asker, spec.quota, place.filters, describer, place.behind
+    )
     return SourceStages(source, (source,), (source,))
 
 
@@ -157,7 +166,7 @@ def load_retrieval(
     missing = [name for name in names if name not in declared and name != Popular().name]
     if missing:
         raise KeyError(f"the release has the sources {missing}, which project {project.name!r} does not declare")
-    catalogue = Catalogue(table, project.item.name)
+    catalogue, asker = Catalogue(table, project.item.name), Asker(table, project.user.name)
     seen = [feature.name for feature in seen_features(project.labels, project.user, project.item)]
     where = Where(catalogue)
     filters: tuple[Filter, ...] = (
@@ -167,10 +176,11 @@ def load_retrieval(
         NotSeen(catalogue, project.user.name, seen),
         *exclusions(project.slate, catalogue.entities),
     )
-    place = Place(project, table, catalogue, filters, directory / "sources", behind, refresh_ms)
+    place = Place(project, table, catalogue, asker, filters, directory / "sources", behind, refresh_ms)
     specs = [declared.get(name, Popular()) for name in names]
     loaded = [load_source(spec, place) for spec in specs]
     return Retrieval(
+        asker,
         (where, *(stage for stages in loaded for stage in stages.understand)),
         tuple(stages.source for stages in loaded),
         Interleaved({spec.name: spec.quota for spec in specs}),

@@ -16,12 +16,13 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from shortlist.features.hashing import NOBODY, Hashes, hash_of
+from shortlist.features.hashing import Hashes
 from shortlist.features.index import KeyIndex
 from shortlist.pipeline.candidates import Candidates, Column
 from shortlist.pipeline.query import Query
 from shortlist.pipeline.stages import Filter
 from shortlist.retrieval.alignment import Alignment
+from shortlist.retrieval.asker import Asker
 from shortlist.retrieval.catalogue import Catalogue, Items
 from shortlist.retrieval.eligibility import allowed, first_eligible, within
 from shortlist.retrieval.vectors.index import Rows
@@ -134,12 +135,13 @@ class HistorySource:
         name: str,
         model: ItemWeights,
         catalogue: Catalogue,
-        user: str,
+        asker: Asker,
         history: str,
         quota: int,
         filters: Sequence[Filter] = (),
     ) -> None:
-        self.name, self.model, self.catalogue, self.user, self.history = name, model, catalogue, user, history
+        self.name, self.model, self.catalogue, self.asker, self.history = name, model, catalogue, asker, history
+        asker.needs([history])
         self.quota, self.filters, self.columns = quota, tuple(filters), columns_of(name)
         self.alignment = Alignment(model, catalogue)
 
@@ -152,9 +154,7 @@ class HistorySource:
         known: Said | None = query.known.get(f"{self.name}_says")
         if known is not None:
             return known
-        user = NOBODY if query.user is None else hash_of(query.user)
-        read = self.catalogue.table.read({self.user: user}, query.now, query.context, [self.history])
-        return self.model.says(read[self.history][0])
+        return self.model.says(self.asker.columns(query)[self.history][0])
 
     def propose(self, query: Query) -> Candidates:
         """At most `quota` eligible items, greatest sum first; ties in order of hash."""

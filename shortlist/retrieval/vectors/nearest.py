@@ -8,10 +8,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shortlist.features.hashing import NOBODY, Hashes, hash_of
+from shortlist.features.hashing import Hashes
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Query
 from shortlist.pipeline.stages import Filter
+from shortlist.retrieval.asker import Asker
 from shortlist.retrieval.catalogue import Catalogue, Items
 from shortlist.retrieval.eligibility import Mask, allowed, eligible, within
 from shortlist.retrieval.models.towers import AttributeColumn, Scaling, attributes_of, context_columns
@@ -58,18 +59,19 @@ class TowerSource:
         name: str,
         towers: VectorModel,
         catalogue: Catalogue,
-        user: str,
+        asker: Asker,
         quota: int,
         filters: Sequence[Filter] = (),
         item_tower: Describer | None = None,
         behind: bool = False,
     ) -> None:
-        self.name, self.towers, self.catalogue, self.user, self.quota = name, towers, catalogue, user, quota
+        self.name, self.towers, self.catalogue, self.asker, self.quota = name, towers, catalogue, asker, quota
         self.filters, self.columns = tuple(filters), (f"{name}_score",)
         self.items = LiveItems(towers, catalogue, item_tower, behind)
-        users = catalogue.table.entities[user]
-        self._attributes = tuple(column for column in towers.columns if column in users.attributes)
-        self._context = tuple(column for column in towers.columns if column not in users.attributes)
+        asker.needs([towers.history] if towers.history else ())
+        known = asker.entities.attributes
+        self._attributes = tuple(column for column in towers.columns if column in known)
+        self._context = tuple(column for column in towers.columns if column not in known)
 
     def learn(self, query: Query) -> Mapping[str, Any]:
         """The user's vector, shape (dimensions,), as `<name>_vector`."""
@@ -81,10 +83,9 @@ class TowerSource:
         known: Vectors | None = query.known.get(f"{self.name}_vector")
         if known is not None:
             return known
-        users = NOBODY if query.user is None else hash_of(query.user)
-        table, history = self.catalogue.table, self.towers.history
-        read = table.read({self.user: users}, query.now, query.context, [history])[history] if history else NOTHING_READ
-        columns = attributes_of(table.entities[self.user], self._attributes, users)
+        users, history = self.asker.hash(query), self.towers.history
+        read = self.asker.columns(query)[history] if history else NOTHING_READ
+        columns = attributes_of(self.asker.entities, self._attributes, users)
         columns |= context_columns(self.towers.scalings, self._context, query.context)
         vector: Vectors = self.towers.user_vectors(users, read, columns)[0]
         return vector
