@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from shortlist.retrieval.vectors import codes as codes_module
 from shortlist.retrieval.vectors.codes import Code, Codes, Rows, Vectors, blocks_of
-from shortlist.retrieval.vectors.scan import BLOCK, MOST, scan
+from shortlist.retrieval.vectors.scan import BLOCK, MOST, nth_greatest, scan
 
 
 def drawn(n: int, d: int, seed: int = 0) -> Vectors:
@@ -42,6 +42,12 @@ def test_the_kernel_sums_what_the_numbers_say(n: int, dimensions: int, step: int
     right = looked[true[looked] >= least]
     assert rows[:found].tolist() == right.tolist()
     assert scores[:found].tolist() == true[right].tolist()
+
+
+@given(st.lists(st.integers(-MOST - 1, MOST) | st.integers(-3, 3), min_size=1, max_size=80), st.data())
+def test_the_nth_greatest_sum_is_that_of_sorting(sums: list[int], data: st.DataObject) -> None:
+    n = data.draw(st.integers(1, len(sums)))
+    assert nth_greatest(np.array(sums, np.int16), n) == sorted(sums, reverse=True)[n - 1]
 
 
 def test_where_there_is_no_room_the_kernel_says_so() -> None:

@@ -38,6 +38,7 @@ READERS = ("ada", "nobody-ever", "日本" * 500, None, "reads-all")
 VERBS: dict[type, str] = {
     stages.QueryHydrator: "learn",
     stages.Source: "propose",
+    stages.Resort: "portions",
     stages.Hydrator: "describe",
     stages.Filter: "keep",
     stages.Scorer: "score",
@@ -84,7 +85,8 @@ def stages_of(pipelines: Iterable[Pipeline]) -> dict[str, list[Any]]:
     for pipeline in pipelines:
         parts: list[tuple[str, Iterable[Any]]] = [
             ("learn", pipeline.understand),
-            ("propose", [*pipeline.sources, pipeline.last_resort]),
+            ("propose", pipeline.sources),
+            ("portions", [pipeline.last_resort]),
             ("describe", pipeline.hydrators),
             ("keep", [*pipeline.filters, *pipeline.late_filters]),
             ("score", [pipeline.scorer]),
@@ -123,7 +125,6 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         by_verb["merge"].append(champion.recommend.merger.merger)  # type: ignore[union-attr]
         by_verb["observe"].append(Nobody())
         by_verb["describe"].append(LiveColumns(Catalogue(live.table, "book"), "reader"))
-        by_verb["propose"].append(champion.recommend.last_resort.counted)  # type: ignore[union-attr]
         yield House(pipelines, by_verb, len(ids))
 
 
@@ -163,6 +164,14 @@ def test_a_source_proposes_each_item_at_most_once(house: House, user: str | None
         assert len(np.unique(found.items)) == len(found)
         assert ((found.items >= 0) & (found.items < house.items)).all()
         assert all(len(column) == len(found) for column in found.columns.values())
+
+
+@pytest.mark.parametrize("user", READERS)
+def test_the_last_resort_has_every_item_once_whoever_asks(house: House, user: str | None) -> None:
+    for resort in house.stages["portions"]:
+        portions = [portion.items for portion in resort.portions(house.query(user, k=1))]
+        assert all(len(items) for items in portions)
+        assert sorted(np.concatenate(portions).tolist()) == list(range(house.items))
 
 
 @pytest.mark.parametrize("user", READERS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,8 @@ from shortlist.pipeline.query import Deadline, Query, Slate
 from shortlist.pipeline.runner import Pipeline
 from shortlist.pipeline.stages import Decision
 from shortlist.pipeline.trace import Trace
+from shortlist.retrieval.eligibility import eligible
+from shortlist.retrieval.merge import Interleaved
 
 
 @dataclass
@@ -46,6 +48,21 @@ class Listed:
 
     def propose(self, query: Query) -> Candidates:  # noqa: ARG002
         return Candidates(np.array(list(self.items), np.int32))
+
+
+@dataclass
+class Rest(Listed):
+    """A last resort: the list in portions, each twice as large as the one before."""
+
+    name: str = "popular"
+    asked: int = 0
+
+    def portions(self, query: Query) -> Iterator[Candidates]:
+        items, start, size = list(self.items), 0, max(256, query.k)
+        while start < len(items):
+            self.asked += 1
+            yield Candidates(np.array(items[start : start + size], np.int32))
+            start, size = start + size, size * 2
 
 
 @dataclass
@@ -215,13 +232,13 @@ def test_a_selector_arranges_what_all_rounds_found_and_only_what_late_filters_le
         sources=[Listed([3, 5, 7])],
         late_filters=[Without([3, *range(1, 300, 6)])],
         selector=OneOfEach(),
-        last_resort=Listed(range(600), "popular"),
+        last_resort=Rest(range(600)),
     )
     slate = pipeline.rank(ask(k=2, explain=True))
     assert slate.items == ("i0", "i5")  # the first round holds no even item
     assert slate.propensities == (0.25, 1.0)
     assert slate.explanation is not None
-    assert slate.explanation["slate"] == {"one_of_each": {"found": 1 + 256 - 42}}
+    assert slate.explanation["slate"] == {"one_of_each": {"found": 1 + (256 - 3) - 42}}
     assert slate.explanation["filters"] == {"without": {"dropped": 2 + 42}}
 
 
@@ -238,12 +255,48 @@ def test_the_last_resort_fills_up_what_was_not_retrieved_and_every_filter_holds_
         sources=[Listed([7])],
         filters=[Without([0])],
         late_filters=[Without([1])],
-        last_resort=Listed(range(10), "popular"),
+        last_resort=Rest(range(10)),
     )
     slate = pipeline.rank(ask(k=20))
     assert slate.items[0] == "i7"
     assert sorted(slate.items) == [f"i{n}" for n in range(2, 10)]
     assert slate.degraded == ()
+
+
+@pytest.mark.parametrize("one_has_not", [False, True])
+def test_what_every_source_has_asked_a_filter_is_not_asked_again(one_has_not: bool) -> None:
+    asked: list[int] = []
+
+    class Odd:
+        name = "odd"
+
+        def keep(self, query: Query, candidates: Candidates) -> NDArray[np.bool_]:  # noqa: ARG002
+            asked.append(len(candidates))
+            return np.asarray(candidates.items % 2 == 1)
+
+    class Careful(Listed):
+        def propose(self, query: Query) -> Candidates:
+            return eligible(filters, query, super().propose(query))
+
+    filters, other = [Odd(), Odd()], Listed if one_has_not else Careful
+    pipeline = Pipeline(
+        Shop(10),
+        sources=[Careful([1, 2, 3]), other([4, 5], "other")],
+        merger=Interleaved({"listed": 1, "other": 1}),
+        filters=filters,
+    )
+    slate = pipeline.rank(ask(k=10, explain=True))
+    assert sorted(slate.items) == ["i1", "i3", "i5"]
+    assert asked == ([3, 2, 4, 3] if one_has_not else [3, 2, 2, 1])
+    assert slate.explanation is not None
+    assert slate.explanation["filters"] == {"odd": {"dropped": int(one_has_not)}}
+
+
+def test_the_last_resort_is_asked_for_no_more_than_is_needed() -> None:
+    resort = Rest(range(10_000))
+    pipeline = Pipeline(Shop(10_000), sources=[Listed([3])], filters=[Without(range(256))], last_resort=resort)
+    assert pipeline.rank(ask(k=5)).items == ("i256", "i257", "i258", "i259", "i260")
+    assert resort.asked == 2
 
 
 def test_one_eligible_item_at_the_end_of_a_large_catalogue_is_found() -> None:
@@ -252,13 +305,13 @@ def test_one_eligible_item_at_the_end_of_a_large_catalogue_is_found() -> None:
         Shop(size),
         sources=[Listed([0])],
         filters=[Without(range(size - 1))],
-        last_resort=Listed(range(size), "popular"),
+        last_resort=Rest(range(size)),
     )
     assert pipeline.rank(ask(k=10)).items == (f"i{size - 1}",)
 
 
 def test_nothing_eligible_is_an_empty_slate() -> None:
-    pipeline = Pipeline(Shop(5), sources=[Listed([0])], filters=[Without(range(5))], last_resort=Listed(range(5), "p"))
+    pipeline = Pipeline(Shop(5), sources=[Listed([0])], filters=[Without(range(5))], last_resort=Rest(range(5)))
     slate = pipeline.rank(ask(explain=True))
     assert slate.items == ()
     assert slate.explanation is not None
@@ -266,7 +319,7 @@ def test_nothing_eligible_is_an_empty_slate() -> None:
 
 
 def test_an_empty_catalogue_is_an_empty_slate() -> None:
-    pipeline = Pipeline(Shop(0), ByFunction(high), sources=[Listed([])], last_resort=Listed([], "popular"))
+    pipeline = Pipeline(Shop(0), ByFunction(high), sources=[Listed([])], last_resort=Rest([]))
     assert pipeline.rank(ask()).items == ()
 
 
@@ -281,7 +334,7 @@ def test_a_stage_that_raises_is_replaced_and_named_and_the_answer_is_there(
         stages["sources"], stages["merger"] = [Listed([1], "a"), Listed([2], "b")], Broken()
     else:
         stages[part] = [Broken()]
-    pipeline = Pipeline(Shop(5), last_resort=Listed(range(5), "popular"), **stages)
+    pipeline = Pipeline(Shop(5), last_resort=Rest(range(5)), **stages)
     with caplog.at_level(logging.ERROR):
         slate = pipeline.rank(ask(k=3))
     assert len(slate.items) == 3
@@ -292,7 +345,7 @@ def test_a_stage_that_raises_is_replaced_and_named_and_the_answer_is_there(
 
 
 def test_a_broken_stage_does_not_flood_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    pipeline = Pipeline(Shop(5), sources=[Broken()], last_resort=Listed(range(5), "popular"))
+    pipeline = Pipeline(Shop(5), sources=[Broken()], last_resort=Rest(range(5)))
     with caplog.at_level(logging.ERROR):
         for _ in range(100):
             pipeline.rank(ask())
@@ -301,9 +354,7 @@ def test_a_broken_stage_does_not_flood_the_log(caplog: pytest.LogCaptureFixture)
 
 
 def test_a_broken_filter_lets_nothing_through() -> None:
-    pipeline = Pipeline(
-        Shop(5), sources=[Listed(range(5))], filters=[Broken()], last_resort=Listed(range(5), "popular")
-    )
+    pipeline = Pipeline(Shop(5), sources=[Listed(range(5))], filters=[Broken()], last_resort=Rest(range(5)))
     slate = pipeline.rank(ask())
     assert slate.items == ()
     assert slate.degraded == ("broken",)
@@ -351,7 +402,7 @@ def test_a_scorer_without_its_columns_is_left_out_too() -> None:
 def test_a_stage_that_would_miss_the_deadline_is_not_begun() -> None:
     clock = HandClock()
     slow = Slow(clock, ms=80, items=[4])
-    pipeline = Pipeline(Shop(5), sources=[slow], last_resort=Listed(range(5), "popular"))
+    pipeline = Pipeline(Shop(5), sources=[slow], last_resort=Rest(range(5)))
     first = pipeline.rank(ask(k=1, ms=100, clock=clock))
     assert (first.items, first.degraded) == (("i4",), ())
     second = pipeline.rank(ask(k=1, ms=50, clock=clock))
@@ -364,7 +415,7 @@ def test_a_stage_that_would_miss_the_deadline_is_not_begun() -> None:
 def test_a_stage_that_was_slow_once_gets_another_chance() -> None:
     clock = HandClock()
     slow = Slow(clock, ms=5_000, items=[4])
-    pipeline = Pipeline(Shop(5), sources=[slow], last_resort=Listed(range(5), "popular"))
+    pipeline = Pipeline(Shop(5), sources=[slow], last_resort=Rest(range(5)))
     pipeline.rank(ask(k=1, ms=100, clock=clock))
     slow.ms = 1
     for _ in range(200):
@@ -379,7 +430,7 @@ def test_a_deadline_that_has_passed_still_gets_popularity_and_the_filters() -> N
         sources=[Listed([4])],
         hydrators=[Numbered()],
         filters=[Without([0])],
-        last_resort=Listed(range(5), "popular"),
+        last_resort=Rest(range(5)),
     )
     slate = pipeline.rank(ask(k=2, ms=-1))
     assert slate.items == ("i1", "i2")
@@ -388,14 +439,14 @@ def test_a_deadline_that_has_passed_still_gets_popularity_and_the_filters() -> N
 
 def test_the_callers_own_items_are_all_ranked_the_unknown_ones_too() -> None:
     seen = Seen()
-    pipeline = Pipeline(Shop(5), ByFunction(high), observers=[seen], last_resort=Listed(range(5), "popular"))
+    pipeline = Pipeline(Shop(5), ByFunction(high), observers=[seen], last_resort=Rest(range(5)))
     slate = pipeline.rank(ask(k=10, items=("new", "i2", "also new", "i3")))
     assert slate.items == ("i3", "i2", "new", "also new")
     assert seen.slates[0][1].items.tolist() == [3, 2, -1, -1]
 
 
 def test_none_of_the_callers_own_items_is_a_slate_without_items_and_never_the_last_resort() -> None:
-    pipeline = Pipeline(Shop(5), ByFunction(high), last_resort=Listed(range(5), "popular"))
+    pipeline = Pipeline(Shop(5), ByFunction(high), last_resort=Rest(range(5)))
     assert pipeline.rank(ask(items=())).items == ()
 
 
@@ -478,7 +529,7 @@ def test_the_slate_is_as_long_as_it_can_be_and_every_filter_holds(
         merger=FirstCome(),
         filters=[Without(early, "early")],
         late_filters=[Without(late, "late")],
-        last_resort=Listed(range(30), "popular"),
+        last_resort=Rest(range(30)),
     )
     slate = pipeline.rank(ask(k=k))
     eligible = set(range(30)) - set(early) - set(late)

@@ -13,6 +13,7 @@ import torch
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.explanation import Predicting, explain
 from shortlist.pipeline.query import Deadline, Query
+from shortlist.pipeline.stages import Decision
 from shortlist.pipeline.trace import Paces, Trace
 from shortlist.ranking.calibration import Head
 from shortlist.ranking.linear import Linear, Term
@@ -140,7 +141,8 @@ def test_the_stage_says_how_probable_each_action_is(tmp_path: Path) -> None:
     assert set(found) == {"click", "hide"}
     np.testing.assert_allclose(found["click"] - 2 * found["hide"], stage.score(QUERY, candidates))
     trace = Trace(QUERY.deadline, Paces())
-    explained = explain(QUERY, trace, {}, [f"i{n}" for n in range(40)], candidates, stage, {}, {})["items"]
+    names, decision = [f"i{n}" for n in range(40)], Decision(np.arange(40))
+    explained = explain(QUERY, trace, {}, [], names, candidates, stage, {}, decision)["items"]
     assert explained[3]["probabilities"] == {name: float(column[3]) for name, column in found.items()}
     assert [step.verb for step in trace.steps] == ["explain", "predict"]
     assert RankerStage("order", Linear([Term("a", 0.0, 0, 1, 1, 0)], 0.0)).probabilities(QUERY, candidates) == {}

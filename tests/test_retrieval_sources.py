@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shortlist.events.labels import ObservedPositives
@@ -21,12 +23,13 @@ from shortlist.features.table import FeatureTable
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Deadline, Query
 from shortlist.pipeline.stages import Filter
-from shortlist.retrieval import popular
+from shortlist.retrieval import popular, popularity
 from shortlist.retrieval.catalogue import Catalogue
-from shortlist.retrieval.eligibility import Available, Excluded, NotSeen, eligible
+from shortlist.retrieval.eligibility import ALLOWED, Available, Excluded, NotSeen, eligible
 from shortlist.retrieval.fresh import FreshSource
 from shortlist.retrieval.merge import Interleaved
-from shortlist.retrieval.popular import PopularSource
+from shortlist.retrieval.popular import LastResort, PopularSource
+from shortlist.retrieval.popularity import Popularity
 from shortlist.retrieval.specs import (
     Popular,
     TwoTower,
@@ -62,10 +65,13 @@ class World:
         receipt = self.log.append(events, received=3000 * DAY)
         assert not receipt.refusals
 
-    def popular(self, quota: int | None, filters: bool = True, **rest: Any) -> PopularSource:
+    def popularity(self, **rest: Any) -> Popularity:
         features = popularity_features(labels, film, Popular().half_life)
         names, gains = [feature.name for feature, _ in features], [gain for _, gain in features]
-        return PopularSource("popular", self.catalogue, names, gains, quota, self.filters if filters else (), **rest)
+        return Popularity(self.catalogue, names, gains, Popular().half_life, **rest)
+
+    def popular(self, quota: int, filters: bool = True, **rest: Any) -> PopularSource:
+        return PopularSource("popular", self.popularity(**rest), quota, self.filters if filters else ())
 
     def names(self, candidates: Candidates) -> list[str]:
         return [self.catalogue.entities.ids[item] for item in candidates.items]
@@ -116,7 +122,7 @@ def test_old_positives_weigh_less() -> None:
     world.add(
         *(watched(f"u{n}", "once", day=0) for n in range(3)), *(watched(f"u{n}", "now", day=2000) for n in range(2))
     )
-    assert world.names(world.popular(None).propose(ask(now=2001 * DAY))) == ["now", "once"]
+    assert world.names(world.popular(9).propose(ask(now=2001 * DAY))) == ["now", "once"]
 
 
 def test_an_unknown_user_and_nobody_get_what_is_popular(world: World) -> None:
@@ -125,8 +131,9 @@ def test_an_unknown_user_and_nobody_get_what_is_popular(world: World) -> None:
 
 
 def test_an_empty_catalogue_has_nothing_to_propose() -> None:
-    assert len(World().popular(5).propose(ask())) == 0
-    assert len(World().popular(None).propose(ask())) == 0
+    world = World()
+    assert len(world.popular(5).propose(ask())) == 0
+    assert list(LastResort(world.popularity(), world.catalogue).portions(ask())) == []
 
 
 def test_whoever_has_seen_everything_popular_gets_the_rest() -> None:
@@ -156,47 +163,104 @@ def test_counts_are_read_again_when_they_are_old(world: World) -> None:
     assert world.names(source.propose(ask(now=101 * DAY + 6_000))) == ["hit"]
 
 
-def test_behind_the_scenes_counts_are_renewed_without_a_wait(world: World) -> None:
-    source = world.popular(1, filters=False, refresh_ms=5_000, behind=True)
+def test_only_what_an_event_has_named_is_counted_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, read, reads = world.popular(9, filters=False), world.table.read, []
+
+    def noted(ids: Mapping[str, Any], *arguments: Any, **rest: Any) -> Any:
+        reads.append(len(ids["film"]))
+        return read(ids, *arguments, **rest)
+
+    monkeypatch.setattr(world.table, "read", noted)
+    assert world.names(source.propose(ask())) == ["good", "fair", "bad"]
+    world.add(watched("c", "fair"), watched("d", "fair"), watched("d", "new"))
+    later = ask(now=101 * DAY + 5_000)
+    assert world.names(source.propose(later)) == ["fair", "good", "new", "bad"]
+    assert world.names(source.propose(ask(now=101 * DAY + 20_000))) == ["fair", "good", "new", "bad"]
+    assert reads == [3, 2]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_counts_that_are_followed_are_those_that_are_counted_anew(data: st.DataObject) -> None:
+    days = st.integers(0, 2_999)
+    world, now = World(), 3_000 * DAY
+    followed = world.popularity(refresh_ms=0)
+    names = st.sampled_from([f"f{n}" for n in range(12)])
+    for _ in range(data.draw(st.integers(1, 6))):
+        happened = data.draw(st.lists(st.tuples(names, days), max_size=8))
+        world.add(*(watched(f"u{n}", what, day=day) for n, (what, day) in enumerate(happened)))
+        now += data.draw(st.sampled_from([1, DAY, 400 * DAY, 80 * 365 * DAY]))
+        counts, anew = followed.counts(now), world.popularity().counts(now)
+        scale = 2.0 ** ((counts.since - now) / followed.half_life_ms)
+        np.testing.assert_allclose(counts.values * scale, anew.values, rtol=1e-9)
+        for n in (1, 3, 12):
+            found, expected = counts.top(n), anew.top(n)
+            np.testing.assert_allclose(anew.values[found[:n]], anew.values[expected[:n]], rtol=1e-9)
+
+
+def test_much_is_counted_beside_the_requests_in_portions(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(popularity, "AT_ONCE", 2)
+    monkeypatch.setattr(popularity, "PORTION", 2)
+    source = world.popular(3, filters=False, behind=True)
     source.propose(ask())
-    world.add(*(watched(f"u{n}", "hit") for n in range(9)))
+    world.add(*(watched(f"u{n}", name) for n in range(9) for name in ("last", "hit", "third")), watched("v", "last"))
+    late = ask(now=101 * DAY + 6_000)
     deadline = time.monotonic() + 10
-    while world.names(source.propose(ask(now=101 * DAY + 6_000))) != ["hit"]:
+    while world.names(source.propose(late)) != ["last", "hit", "third"]:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
-def test_behind_the_scenes_counts_that_take_long_are_renewed_seldom(
+def test_counting_that_fails_beside_the_requests_leaves_the_old_counts(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(popularity, "AT_ONCE", 0)
+    source, read = world.popular(1, filters=False, behind=True), world.table.read
+    assert world.names(source.propose(ask())) == ["good"]
+    world.add(*(watched(f"u{n}", "hit") for n in range(9)))
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(world.table, "read", broken)
+    deadline = time.monotonic() + 10
+    while "were not counted again" not in caplog.text:
+        assert world.names(source.propose(ask(now=101 * DAY + 6_000))) == ["good"]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    monkeypatch.setattr(world.table, "read", read)
+    while world.names(source.propose(ask(now=101 * DAY + 12_000))) != ["hit"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_the_last_resort_is_in_order_of_popularity_and_ends_with_what_nobody_has_counted(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, read, reads = world.popular(1, filters=False, refresh_ms=100, behind=True), world.table.read, []
-
-    def slow(*arguments: Any, **rest: Any) -> Any:
-        reads.append(arguments)
-        time.sleep(0.1)
-        return read(*arguments, **rest)
-
-    monkeypatch.setattr(world.table, "read", slow)
-    source.propose(ask())
-    world.add(*(watched(f"u{n}", "hit") for n in range(9)))
-    assert world.names(source.propose(ask(now=101 * DAY + 4_000))) == ["good"]  # a tenth of a second is good for five
-    time.sleep(0.3)
-    assert len(reads) == 1
-    deadline = time.monotonic() + 10
-    while world.names(source.propose(ask(now=101 * DAY + 30_000))) != ["hit"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    monkeypatch.setattr(popular, "FIRST_PORTION", 1)
+    resort = LastResort(world.popularity(), world.catalogue)
+    few = replace(ask(), k=1)
+    assert [world.names(portion) for portion in resort.portions(few)] == [["good"], ["fair", "bad"]]
+    world.add(*({"kind": "film", "at": 100 * DAY, "film": name} for name in ("a", "b")))
+    portions = [world.names(portion) for portion in resort.portions(few)]
+    assert portions == [["good"], ["fair", "bad"], ["a", "b"]]
+    meant = np.array([False, True, True, False, True])
+    some = replace(few, known={ALLOWED: meant})
+    assert [world.names(portion) for portion in resort.portions(some)] == [["fair"], ["bad"], ["b"]]
 
 
-def test_counting_in_portions_counts_everything_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(popular, "PORTION", 2)
-    source = world.popular(3, filters=False, refresh_ms=5_000, behind=True)
-    source.propose(ask())
-    world.add(*(watched(f"u{n}", name) for n in range(9) for name in ("last", "hit")), watched("v", "last"))
-    deadline = time.monotonic() + 10
-    while world.names(source.propose(ask(now=101 * DAY + 6_000))) != ["last", "hit", "good"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def test_what_a_restored_table_holds_is_counted(world: World, tmp_path: Path) -> None:
+    world.table.snapshot(tmp_path / "table")
+    again = World()
+    again.log, again.table = world.log, FeatureTable(world.table.features)
+    again.table.restore(tmp_path / "table")
+    again.catalogue = Catalogue(again.table, "film")
+    again.log.subscribe(again.table.update)
+    source = again.popular(9, filters=False)
+    assert again.names(source.propose(ask())) == ["good", "fair", "bad"]
+    assert len(again.catalogue.entities.named_since(0)) == 0
+    again.add(*(watched(f"u{n}", "bad") for n in range(9)))
+    assert again.names(source.propose(ask(now=101 * DAY + 6_000)))[0] == "bad"
 
 
 def test_what_is_taken_out_of_the_catalogue_is_not_shown_until_it_is_back(world: World) -> None:

@@ -29,6 +29,7 @@ from shortlist.retrieval.fresh import FreshSource
 from shortlist.retrieval.models.factors import Factors
 from shortlist.retrieval.models.item_weights import HistorySource, ItemWeights
 from shortlist.retrieval.popular import PopularSource
+from shortlist.retrieval.popularity import Popularity
 from shortlist.retrieval.specs import Popular, popularity_features, retrieval_features, seen_features
 from shortlist.retrieval.vectors.ladder import build_index
 from shortlist.retrieval.vectors.nearest import ENOUGH, TowerSource
@@ -85,9 +86,10 @@ class World:
         weights = ItemWeights(hashes, few, columns, draw.random(len(columns), np.float32))
         popular = popularity_features(labels, film, Popular().half_life)
         names, gains = [feature.name for feature, _ in popular], [gain for _, gain in popular]
+        counted = Popularity(self.catalogue, names, gains, Popular().half_life)
         asker = Asker(self.catalogue.table, "user")
         return {
-            "popular": PopularSource("popular", self.catalogue, names, gains, quota, self.filters),
+            "popular": PopularSource("popular", counted, quota, self.filters),
             "fresh": FreshSource("fresh", self.catalogue, quota, self.filters),
             "nearest": TowerSource("factors", factors, self.catalogue, asker, quota, self.filters),
             "weights": HistorySource("w", weights, self.catalogue, asker, history.name, quota, self.filters),

@@ -20,6 +20,7 @@ from shortlist.framing.problems import nearest
 
 EVERYTHING_KNOWN = 2**62
 """A log position behind every event."""
+NEVER_NAMED = -1
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ class Entities:
         self.entity = entity
         self.names = Names()
         self.words = Names()
+        self.named = Growing(np.int64, NEVER_NAMED)
         self.types = attribute_types(entity)
         self.attributes = {name: Attribute(known not in ("str", "list[str]")) for name, known in self.types.items()}
 
@@ -177,6 +179,10 @@ class Entities:
         """Index + 1 of each hash, 0 where it is unknown."""
         return self.names.index.find(hashes)
 
+    def named_since(self, position: int) -> NDArray[np.intp]:
+        """The indexes of those that an event at log `position` or behind it has named; restored ones were not."""
+        return np.flatnonzero(self.named.values >= position)
+
     def attribute(self, name: str) -> NDArray[np.float64] | Ragged:
         """The current values of an attribute: numbers (NaN = missing), or hashes of strings (`text` reads them)."""
         if name not in self.attributes:
@@ -201,6 +207,8 @@ class Entities:
             return
         strings = batch.strings(name)
         rows = self.names.learn(hash_strings(strings), strings)
+        self.named.resize(len(self))
+        self.named.values[rows[rows > 0] - 1] = batch.offset[rows > 0]
         for attribute in self.attributes.values():
             attribute.latest.resize(len(self) + 1)
         told = batch.of_kind(name)

@@ -20,7 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from shortlist.durable import flush
-from shortlist.features.entities import Attribute, Names
+from shortlist.features.entities import NEVER_NAMED, Attribute, Growing, Names
 from shortlist.features.hashing import hash_strings
 from shortlist.features.index import KeyIndex
 
@@ -77,6 +77,7 @@ def adopt(table: FeatureTable, content: Content) -> None:
     for name, known in table.entities.items():
         known.names = _names(arrays, f"ids/{name}")
         known.words = _names(arrays, f"words/{name}")
+        known.named = Growing(np.int64, NEVER_NAMED)
         for label, old in known.attributes.items():
             attribute = Attribute(old.numeric)
             for part in ATTRIBUTE_PARTS:

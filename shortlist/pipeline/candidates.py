@@ -50,10 +50,9 @@ class Candidates:
             raise ValueError(f"the feature block has shape {matrix.shape}, expected {(len(features), len(self))}")
         return replace(self, features=features, matrix=matrix)
 
-    def past(self, stage: object, mask: NDArray[np.bool_]) -> Candidates:
-        """Those of the candidates for which the mask of a filter is true."""
-        kept = self if mask.all() else self.take(mask)
-        return replace(kept, passed=(*kept.passed, stage))
+    def having_passed(self, filters: Iterable[object]) -> Candidates:
+        """These candidates, all of which some filters have let through."""
+        return replace(self, passed=(*self.passed, *filters))
 
     def take(self, chosen: NDArray[np.intp] | NDArray[np.bool_]) -> Candidates:
         """The chosen candidates: a mask, or indexes in their new order."""

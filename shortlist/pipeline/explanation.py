@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from shortlist.pipeline.candidates import Candidates, Column
 from shortlist.pipeline.query import Query
-from shortlist.pipeline.stages import Scorer
+from shortlist.pipeline.stages import Decision, Scorer
 from shortlist.pipeline.trace import Trace
 
 NAMED = 20
@@ -36,11 +36,12 @@ def explain(
     query: Query,
     trace: Trace,
     proposals: Mapping[str, Sequence[str]],
+    filters: Sequence[str],
     items: Sequence[str],
     shown: Candidates,
     scorer: Scorer | None,
     versions: Mapping[str, str],
-    account: Mapping[str, Any],
+    decision: Decision,
 ) -> dict[str, Any]:
     """The explanation of one slate as plain JSON values; what is missing is null."""
     contributions: Mapping[str, Column] = {}
@@ -51,14 +52,14 @@ def explain(
     if len(shown) and scorer is not None and isinstance(scorer, Predicting):
         predict = partial(scorer.probabilities, query, shown)
         probabilities = trace.call("predict", scorer.name, len(shown), predict, probabilities)
-    dropped: dict[str, int] = {}
+    dropped = dict.fromkeys(filters, 0)
     for step in trace.steps:
         if step.verb == "filter":
-            dropped[step.stage] = dropped.get(step.stage, 0) + step.given - step.kept
+            dropped[step.stage] += step.given - step.kept
     return {
         "sources": {name: {"proposed": len(ids), "first": list(ids[:NAMED])} for name, ids in proposals.items()},
         "filters": {name: {"dropped": count} for name, count in dropped.items()},
-        "slate": dict(account),
+        "slate": dict(decision.account),
         "items": [
             {
                 "item": item,

@@ -32,14 +32,12 @@ from shortlist.pipeline.stages import (
     Merger,
     Observer,
     QueryHydrator,
+    Resort,
     Scorer,
     Selector,
     Source,
 )
 from shortlist.pipeline.trace import Paces, Trace
-
-PORTION = 256
-"""Items of the first round of the last resort; each further round is twice as large."""
 
 
 class Catalogue(Protocol):
@@ -92,7 +90,7 @@ class Pipeline:
     selector: Selector = field(default_factory=ByScore)
     late_filters: Sequence[Filter] = ()
     observers: Sequence[Observer] = ()
-    last_resort: Source | None = None
+    last_resort: Resort | None = None
     defaults: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     release: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -148,12 +146,9 @@ class Pipeline:
         resort = self.last_resort
         if resort is None or query.items is not None:
             return
-        everything = trace.call("propose", resort.name, 0, partial(resort.propose, query), NOTHING)
-        rest = everything.take(~np.isin(everything.items, first.items)) if len(first) else everything
-        start, size = 0, max(PORTION, query.k)
-        while start < len(rest):
-            yield rest.take(np.arange(start, min(start + size, len(rest))))
-            start, size = start + size, size * 2
+        portions = resort.portions(query)
+        while len(portion := trace.call("propose", resort.name, 0, partial(next, portions, NOTHING), NOTHING)):
+            yield portion.take(~np.isin(portion.items, first.items)) if len(first) else portion
 
     def _merge(self, query: Query, trace: Trace, proposals: Mapping[str, Candidates]) -> Candidates:
         merger = self.merger
@@ -165,7 +160,8 @@ class Pipeline:
     def _scored(self, query: Query, trace: Trace, candidates: Candidates) -> Candidates:
         """Those of the candidates that every filter lets through, with their scores."""
         for stage in self.filters:
-            candidates = self._filtered(query, trace, stage, candidates)
+            if stage not in candidates.passed:
+                candidates = self._filtered(query, trace, stage, candidates)
         if not len(candidates):
             return NOTHING
         for hydrator in self.hydrators:
@@ -192,12 +188,10 @@ class Pipeline:
 
     def _filtered(self, query: Query, trace: Trace, stage: Filter, candidates: Candidates) -> Candidates:
         def kept() -> Candidates:
-            if stage in candidates.passed:  # a source has asked it already
-                return candidates
             mask = stage.keep(query, candidates)
             if mask.shape != candidates.items.shape:
                 raise ValueError(f"filter {stage.name}: a mask of shape {mask.shape} for {len(candidates)} candidates")
-            return candidates.past(stage, mask)
+            return candidates if mask.all() else candidates.take(mask)
 
         return trace.call("filter", stage.name, len(candidates), kept, NOTHING) if len(candidates) else candidates
 
@@ -239,7 +233,8 @@ class Pipeline:
         explanation: Mapping[str, Any] | None = None
         if query.explain:
             names = {source: ids_of(found, query, self.catalogue) for source, found in proposals.items()}
-            explanation = explain(query, trace, names, items, shown, self.scorer, self.versions, decision.account)
+            filters = [stage.name for stage in (*self.filters, *self.late_filters)]
+            explanation = explain(query, trace, names, filters, items, shown, self.scorer, self.versions, decision)
         return Slate(
             request=query.request,
             items=tuple(items),

@@ -7,7 +7,7 @@ work, because none of them returns what that would take.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -38,6 +38,13 @@ class Source(Stage, Protocol):
 
     def propose(self, query: Query) -> Candidates:
         """At most the source's own quota of items, best first."""
+
+
+class Resort(Stage, Protocol):
+    """Has something to show whatever happens."""
+
+    def portions(self, query: Query) -> Iterator[Candidates]:
+        """All items that there are, each once, best first, a portion at a time; no portion is empty."""
 
 
 class Hydrator(Stage, Protocol):

@@ -87,8 +87,10 @@ def rank_rows(matrix, positions, first, rows, tables, thresholds, words, planes)
     for table in range(len(tables)):
         kind, start = tables[table, KIND], tables[table, START]
         column = matrix[positions[tables[table, FEATURE]], first : first + rows]
+        alike = True
         for row in range(rows):
             x = column[row]
+            alike &= x == column[0]
             value[row] = 0.0 if abs(x) <= ZERO or (np.isnan(x) and kind < MISSING_NAN) else x
         if kind == CATEGORIES:
             for row in range(rows):
@@ -98,13 +100,15 @@ def rank_rows(matrix, positions, first, rows, tables, thresholds, words, planes)
                 planes[tables[table, LOW], row] = 0 if inside else 1
             continue
         ladder = thresholds[start : start + RANKS]
-        for row in range(rows):  # binary search without a branch, since none of these can be predicted
+        for row in range(1 if alike else rows):  # binary search without a branch, since none of these can be predicted
             x = value[row]
             found = np.uint64(0)
             for level in range(8):
                 stride = np.uint64(128 >> level)
                 found += np.uint64(ladder[found + (stride - ONE)] < x) * stride
             rank[row] = found
+        if alike:  # what is said of the user is the same for every candidate
+            rank[:] = rank[0]
         for field, extreme in ((LOW, np.uint8(0)), (HIGH, np.uint8(255))):
             plane = tables[table, field]
             for row in range(rows if plane >= 0 else 0):

@@ -142,5 +142,6 @@ def eligible(filters: Sequence[Filter], query: Query, candidates: Candidates) ->
     """What every filter lets through, in the same order."""
     for stage in filters:
         if len(candidates):
-            candidates = candidates.past(stage, stage.keep(query, candidates))
-    return candidates
+            mask = stage.keep(query, candidates)
+            candidates = candidates if mask.all() else candidates.take(mask)
+    return candidates.having_passed(filters)

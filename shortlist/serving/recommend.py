@@ -7,19 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from shortlist.features.table import FeatureTable
-from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.pace import Pace
 from shortlist.pipeline.query import Deadline, Query
 from shortlist.pipeline.runner import Pipeline
-from shortlist.pipeline.stages import Filter, Observer, Source
+from shortlist.pipeline.stages import Filter, Observer
 from shortlist.pipeline.trace import Paces, Trace
 from shortlist.project import Project
 from shortlist.ranking.scoring import RankerStage, load_scorer
 from shortlist.retrieval.catalogue import Catalogue
-from shortlist.retrieval.eligibility import Available, Excluded, allowed, within
+from shortlist.retrieval.eligibility import Available, Excluded
 from shortlist.serving.hydration import LiveFeatures
 from shortlist.serving.impressions import UNLOGGED
 from shortlist.serving.paths import Acquaintance, personal
@@ -53,6 +50,8 @@ class Champion:
                     deadline = Deadline.after(WARM_MS)
                     query = Query(user, 10, now, request_id(), deadline, items=own, known={UNLOGGED: True})
                     pipeline.rank(query)
+        if self.recommend.last_resort is not None:
+            next(self.recommend.last_resort.portions(query), None)
 
 
 def load_champion(
@@ -82,7 +81,7 @@ def load_champion(
         selector=slate.selector,
         observers=[observer],
         defaults={stage.name: dict.fromkeys(stage.columns, math.nan) for stage in retrieval.hydrators},
-        last_resort=Everything(retrieval.last_resort, catalogue),
+        last_resort=retrieval.last_resort,
         release=release.version,
         versions={"release": release.version, "features": manifest.fingerprint[:12], "ranker": manifest.ranker},
         watch=watch,
@@ -96,22 +95,6 @@ def load_ranker(release: Release) -> RankerStage | None:
     """The ranker that orders the slates; None where the sources' own order stands."""
     name = release.manifest.ranker
     return RankerStage(name, load_scorer(release.path(f"rankers/{name}"))) if name in release.manifest.rankers else None
-
-
-class Everything:
-    """The last resort: all that was counted, most popular first, then what is so new that nobody has counted it yet."""
-
-    def __init__(self, counted: Source, catalogue: Catalogue) -> None:
-        self.name, self.counted, self.catalogue = counted.name, counted, catalogue
-
-    def propose(self, query: Query) -> Candidates:
-        """The whole catalogue, or what the query's `where` means of it."""
-        found, mask = self.counted.propose(query), allowed(query)
-        missing = np.ones(len(self.catalogue), np.bool_) if mask is None else mask.copy()
-        if mask is not None:
-            found = found.take(within(mask, found.items))
-        missing[found.items] = False
-        return found.followed_by(Candidates(np.flatnonzero(missing).astype(np.int32)))
 
 
 def report(release: Release) -> dict[str, Any]:

@@ -7,6 +7,7 @@ served is one reference: a request that began with the old one ends with it.
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import logging
 import secrets
@@ -151,6 +152,8 @@ class Service:
         log = SqliteLog(path, self.project.schemas)
         table, recovery = recover(self.features, log, self.settings.place("state"))
         logger.info("%s", recovery)
+        gc.collect()
+        gc.freeze()  # the state stays: looking through millions of ids for garbage, time and again, stops everything
         if self.cache is not None:
             log.subscribe(self.cache.learn)  # behind the table: what it drops is computed with the events
         impressions = Impressions(

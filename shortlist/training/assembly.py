@@ -6,7 +6,7 @@ A new kind of source is one class in `retrieval`, one registration here and one 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import singledispatch
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from shortlist.retrieval.models.item_tower import ItemTower
 from shortlist.retrieval.models.item_weights import HistorySource, ItemWeights
 from shortlist.retrieval.models.machine import Machine
 from shortlist.retrieval.models.towers import Towers
-from shortlist.retrieval.popular import PopularSource
+from shortlist.retrieval.popular import LastResort, PopularSource
+from shortlist.retrieval.popularity import Popularity
 from shortlist.retrieval.specs import (
     FactorizationMachine,
     Fresh,
@@ -39,8 +40,6 @@ from shortlist.retrieval.vectors.live_items import Describer
 from shortlist.retrieval.vectors.nearest import TowerSource, VectorModel
 from shortlist.slate.assembly import exclusions
 
-LAST_RESORT = "last_resort"
-
 
 @dataclass(frozen=True)
 class SourceStages:
@@ -53,9 +52,10 @@ class SourceStages:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """The stages of a pipeline up to its scorer. `last_resort` proposes the whole catalogue, most popular first.
+    """The stages of a pipeline up to its scorer.
 
-    `asker` reads what other stages need of the user, too, if they tell it when they are made.
+    `asker` reads what other stages need of the user, too, if they tell it when they are made. `popular` proposes what
+    is popular whether or not it is one of the sources.
     """
 
     asker: Asker
@@ -64,7 +64,8 @@ class Retrieval:
     merger: Merger
     filters: tuple[Filter, ...]
     hydrators: tuple[Describing, ...]
-    last_resort: Source
+    popular: Source
+    last_resort: LastResort
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Place:
     """Where a source finds its things: project, live table, who asks, filters, its directory of the release.
 
     `behind` lets popularity be read anew beside the requests, which is right for a service; `refresh_ms` is how old
-    it may be.
+    it may be. `popularities` are those that sources have asked for, by half-life.
     """
 
     project: Project
@@ -83,6 +84,7 @@ class Place:
     directory: Path
     behind: bool = False
     refresh_ms: int = 5_000
+    popularities: dict[str, Popularity] = field(default_factory=dict)
 
 
 @singledispatch
@@ -93,7 +95,7 @@ def load_source(spec: object, place: Place) -> SourceStages:
 
 @load_source.register
 def _(spec: Popular, place: Place) -> SourceStages:
-    return SourceStages(popular(spec.name, place, spec.half_life, spec.quota))
+    return SourceStages(PopularSource(spec.name, popularity(place, spec.half_life), spec.quota, place.filters))
 
 
 @load_source.register
@@ -134,20 +136,16 @@ def nearest(spec: SourceSpec, model: VectorModel, place: Place, describer: Descr
     return SourceStages(source, (source,), (source,))
 
 
-def popular(name: str, place: Place, half_life: str, quota: int | None) -> PopularSource:
-    """The source of popular items; `quota` None is the whole catalogue."""
-    project = place.project
-    streams = popularity_features(project.labels, project.item, half_life)
-    return PopularSource(
-        name,
-        place.catalogue,
-        [feature.name for feature, _ in streams],
-        [gain for _, gain in streams],
-        quota,
-        place.filters,
-        place.refresh_ms,
-        place.behind,
-    )
+def popularity(place: Place, half_life: str) -> Popularity:
+    """The popularity of every item by a half-life, counted once for all that ask."""
+    known = place.popularities.get(half_life)
+    if known is None:
+        project = place.project
+        streams = popularity_features(project.labels, project.item, half_life)
+        names, gains = [feature.name for feature, _ in streams], [gain for _, gain in streams]
+        known = Popularity(place.catalogue, names, gains, half_life, place.refresh_ms, place.behind)
+        place.popularities[half_life] = known
+    return known
 
 
 def load_retrieval(
@@ -186,6 +184,6 @@ def load_retrieval(
         Interleaved({spec.name: spec.quota for spec in specs}),
         filters,
         tuple(stage for stages in loaded for stage in stages.hydrators),
-        # no filters of its own: the pipeline filters what it takes
-        popular(LAST_RESORT, replace(place, filters=()), Popular().half_life, None),
+        load_source(Popular(), place).source,
+        LastResort(popularity(place, Popular().half_life), catalogue),
     )

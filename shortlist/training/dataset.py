@@ -170,7 +170,7 @@ def pipeline_of(ground: Ground, sources: FittedSources, table: FeatureTable) -> 
         filters=retrieval.filters,
         hydrators=(columns, *retrieval.hydrators),
     )
-    return pipeline, retrieval.last_resort
+    return pipeline, retrieval.popular
 
 
 def past_requests(ground: Ground) -> Iterator[tuple[Requests, NDArray[np.bool_]]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shortlist.retrieval.vectors.scan import BLOCK, LEVELS, MOST, scan
+from shortlist.retrieval.vectors.scan import BLOCK, LEVELS, MOST, nth_greatest, scan
 
 Vectors = NDArray[np.float32]
 Rows = NDArray[np.int32]
@@ -87,8 +87,7 @@ class Codes:
         expected = k * len(sample) / max(self.count, 1)
         beyond = expected + CAUTION * expected**0.5
         while True:
-            place = len(sample) - 1 - int(beyond)
-            least = int(np.partition(sample, place)[place]) if place > 0 else NOTHING
+            least = nth_greatest(sample, int(beyond) + 1) if int(beyond) + 1 < len(sample) else NOTHING
             room = int(min(2 * beyond / max(len(sample), 1), 1.0) * self.count) + BLOCK
             rows, _ = self._scan(weights, 1, least, room)
             if len(rows) >= k:

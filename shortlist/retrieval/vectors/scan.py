@@ -140,3 +140,26 @@ def scan(codes, step, count, weights, least, rows, scores):  # type: ignore[no-u
                 scores[found] = sums[number]
                 found += 1
     return found
+
+
+@njit("int64(int16[::1], int64)", **OPTIONS)
+def nth_greatest(sums, n):  # type: ignore[no-untyped-def]
+    """The n-th greatest of some sums, n from 1: by counting upper bytes, and then the lower ones of those that matter.
+
+    Sorting halves of tens of thousands takes five times as long.
+    """
+    upper, lower = np.zeros(256, np.int64), np.zeros(256, np.int64)
+    for i in range(len(sums)):
+        upper[(sums[i] >> 8) + 128] += 1
+    high = 255
+    while n > upper[high]:
+        n -= upper[high]
+        high -= 1
+    for i in range(len(sums)):
+        if (sums[i] >> 8) + 128 == high:
+            lower[sums[i] & 255] += 1
+    low = 255
+    while n > lower[low]:
+        n -= lower[low]
+        low -= 1
+    return (high - 128) * 256 + low
