@@ -1,9 +1,9 @@
 """The state machine: one interpreter over descriptor arrays folds events into rows of state and reads features off.
 
-`walk` is the only function that touches state. Live updates, live reads and replay all call it, so they cannot
-differ. A row of state is `words` 64-bit words, seen as int64 or float64; row 0 of every table is the template: what
-a key looks like of which nothing is known. What a window, a missing value or a late event means is written down in
-docs/features.md.
+`update` and `read` are the only functions that touch state. `walk` calls them for live updates and for replay, and
+`answer` calls the same `read` for live reads, so they cannot differ. A row of state is `words` 64-bit words, seen as
+int64 or float64; row 0 of every table is the template: what a key looks like of which nothing is known. What a window,
+a missing value or a late event means is written down in docs/features.md.
 
 A row is a sequence of tile sets, one per (stream, window). A windowed tile set is three words (newest bucket, oldest
 bucket that is initialised, slot of the newest) and a ring of tiles; one without a window is a single tile. A tile is a
@@ -65,7 +65,10 @@ from shortlist.features.descriptors import (
     WIDTH,
 )
 from shortlist.features.lanes import deviation, distinct, folded, inner, listed, options, total
-from shortlist.features.pointers import integers, octets_of, prefetch, reals, rows_of
+from shortlist.features.pointers import integers, octets_of, prefetch, reals, rows_of, words_of
+
+SLOTS_AHEAD = 16
+"""While one key is looked up, the slot of the one so many places later is fetched."""
 
 
 @inner
@@ -214,6 +217,43 @@ def read(  # type: ignore[no-untyped-def]
         target = to + outputs[o + DEST] * step
         for copy in range(copies):
             out[target + copy * apart] = value
+
+
+@njit(
+    "void(Array(uint64, 1, 'C', readonly=True), uint64[:,::1], int64[::1], int64[:,::1], int64[:,::1], int64[::1],"
+    " int64, int64, float64[:,:], int64[:,::1], int64)",
+    cache=True,
+    **options,
+)
+def answer(keys, slots, moments, tilesets, outputs, state, words, copies, out, lists, widest):  # type: ignore[no-untyped-def]
+    """What `walk` answers to reads that know everything: read i is of `keys[i]` as of its moment, or the one for all.
+
+    `slots` say which row of `state` a key has (`index.KeyIndex`). It is written to `out[:, i]` (and the next
+    `copies` - 1 columns) and `lists[i]`. `widest` is the size of the widest HyperLogLog.
+    """
+    asked, each, mask = len(keys), np.int64(len(moments) > 1), np.uint64(len(slots) - 1)
+    step, apart, list_words = out.strides[0] // 8, out.strides[1] // 8, lists.shape[1]
+    found, registers = np.empty(asked, np.int64), np.empty(widest, np.uint8)
+    tileset_p, output_p, slot_p, found_p = integers(tilesets), integers(outputs), words_of(slots), integers(found)
+    state_p, real_p, octets_p = integers(state), reals(state), octets_of(state)
+    out_p, list_p, registers_p, moment_p = reals(out), integers(lists), octets_of(registers), integers(moments)
+    for i in range(asked):
+        if i + SLOTS_AHEAD < asked:
+            prefetch(slot_p, np.int64(keys[i + SLOTS_AHEAD] & mask) * 2)
+        key, place = keys[i], np.int64(keys[i] & mask)
+        while slot_p[2 * place] != key and slot_p[2 * place] != np.uint64(0):
+            place = (place + 1) & np.int64(mask)
+        known = key != np.uint64(0) and slot_p[2 * place] == key
+        found_p[i] = np.int64(slot_p[2 * place + 1]) * words if known else 0
+    for i in range(asked):
+        if i + AHEAD < asked:
+            ahead = found_p[i + AHEAD]
+            for word in range(ahead, ahead + min(words, MOST_AHEAD), 8):
+                prefetch(state_p, word)
+        read(
+            tileset_p, output_p, len(outputs), state_p, real_p, octets_p, found_p[i], moment_p[i * each],
+            out_p, i * apart, step, copies, apart, list_p, i * list_words, registers_p,
+        )  # fmt: skip
 
 
 @njit(

@@ -41,12 +41,9 @@ class GroupPlan:
     list_words: int
     targets: Indexes
 
-    def scratch(self) -> NDArray[np.uint8]:
-        """Room in which the kernel merges the registers of the widest distinct count."""
-        return np.empty(self._widest, np.uint8)
-
     @cached_property
-    def _widest(self) -> int:
+    def widest(self) -> int:
+        """The size of the widest distinct count, whose registers the kernels need room to merge."""
         distinct = self.outputs[self.outputs[:, k.READ] == k.READ_DISTINCT]
         return int(distinct[:, k.LENGTH].max(initial=0))
 

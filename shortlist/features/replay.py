@@ -167,7 +167,8 @@ class _Replay:
         rows = state.rows if not chunk.whole else np.tile(state.group.template, (2, 1))
         walk(
             state.group.tilesets, state.group.lanes, plan.outputs, rows.reshape(-1), state.words, not chunk.whole,
-            event_rows, records, state.group.mask_at, read_rows, reads, 1, out, block, state.late, plan.scratch(),
+            event_rows, records, state.group.mask_at, read_rows, reads, 1, out, block, state.late,
+            np.empty(plan.widest, np.uint8),
         )  # fmt: skip
         if owners is not None:
             filled = np.empty((len(plan.targets), len(positions)))

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shortlist.features.descriptors import NOW, POSITION, READ_FIELDS, TO
 from shortlist.features.entities import Entities
 from shortlist.features.hashing import Hashes
 from shortlist.features.index import KeyIndex, average
 from shortlist.features.intake import Asked, Intake, columns_of, key_hashes, select
-from shortlist.features.kernels import walk
+from shortlist.features.kernels import answer, walk
 from shortlist.features.plan import GroupPlan
 from shortlist.features.program import Group
 
@@ -72,22 +71,18 @@ class GroupState:
     ) -> Lists:
         """Fill the group's rows of the matrix, and return its lists, as of `now` with everything known."""
         keys, owners = key_hashes(self.group, asked, length, None)
-        found = self.index.find(keys)
-        if isinstance(now, np.ndarray):
+        moments = now if isinstance(now, np.ndarray) else np.array([now], np.int64)
+        if len(moments) > 1:
             if owners is not None:
-                now = now[owners]
-            elif len(found) < length:
-                found = np.repeat(found, length)
-        reads = np.empty((len(found), READ_FIELDS), np.int64)
-        reads[:, POSITION] = 0
-        reads[:, NOW] = now
-        reads[:, TO] = np.arange(len(found))
-        copies = length if len(found) < length and owners is None else 1
-        out = matrix if owners is None else np.empty((len(plan.targets), len(found)))
-        lists = np.empty((len(found), plan.list_words), np.int64)
-        walk(
-            self.group.tilesets, self.group.lanes, plan.outputs, self.rows.reshape(-1), self.words, True, NO_ROWS,
-            NO_RECORDS, 0, found, reads, copies, out, lists, self.late, plan.scratch(),
+                moments = moments[owners]
+            elif len(keys) < length:
+                keys = np.repeat(keys, length)
+        copies = length if len(keys) < length and owners is None else 1
+        out = matrix if owners is None else np.empty((len(plan.targets), len(keys)))
+        lists = np.empty((len(keys), plan.list_words), np.int64)
+        answer(
+            keys, self.index.slots, moments, self.group.tilesets, plan.outputs, self.rows.reshape(-1), self.words,
+            copies, out, lists, plan.widest,
         )  # fmt: skip
         if owners is not None:
             average(out, np.searchsorted(owners, np.arange(length + 1)), plan.targets, matrix)
