@@ -198,8 +198,7 @@ def test_counts_that_are_followed_are_those_that_are_counted_anew(data: st.DataO
             np.testing.assert_allclose(anew.values[found[:n]], anew.values[expected[:n]], rtol=1e-9)
 
 
-def test_much_is_counted_beside_the_requests_in_portions(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(popularity, "AT_ONCE", 2)
+def test_a_service_counts_beside_its_requests_in_portions(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(popularity, "PORTION", 2)
     source = world.popular(3, filters=False, behind=True)
     source.propose(ask())
@@ -207,29 +206,6 @@ def test_much_is_counted_beside_the_requests_in_portions(world: World, monkeypat
     late = ask(now=101 * DAY + 6_000)
     deadline = time.monotonic() + 10
     while world.names(source.propose(late)) != ["last", "hit", "third"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def test_counting_that_fails_beside_the_requests_leaves_the_old_counts(
-    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(popularity, "AT_ONCE", 0)
-    source, read = world.popular(1, filters=False, behind=True), world.table.read
-    assert world.names(source.propose(ask())) == ["good"]
-    world.add(*(watched(f"u{n}", "hit") for n in range(9)))
-
-    def broken(*_: Any, **__: Any) -> Any:
-        raise RuntimeError("no")
-
-    monkeypatch.setattr(world.table, "read", broken)
-    deadline = time.monotonic() + 10
-    while "were not counted again" not in caplog.text:
-        assert world.names(source.propose(ask(now=101 * DAY + 6_000))) == ["good"]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    monkeypatch.setattr(world.table, "read", read)
-    while world.names(source.propose(ask(now=101 * DAY + 12_000))) != ["hit"]:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

@@ -6,7 +6,6 @@ that an event has named since. Counts are kept as of one moment, and only those 
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,16 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shortlist.framing.durations import duration_ms
-from shortlist.giving_way import give_way
 from shortlist.retrieval.catalogue import Catalogue, Items
 from shortlist.retrieval.eligibility import Mask, within
 from shortlist.retrieval.vectors.index import greatest
 
-logger = logging.getLogger(__name__)
-
-AT_ONCE = 4_096
-"""Items that a request itself counts again; of more, another thread does."""
-PORTION, PAUSE_SECONDS = 1_024, 0.0005
+PORTION, PAUSE_SECONDS = 512, 0.0005
 """Items that are counted at once, and the pause after them, where others read the table meanwhile."""
 KEPT = 16_384
 """Of longer orders none is kept up: to put one together takes longer than it is worth."""
@@ -91,9 +85,8 @@ class Popularity:
     """Every item's sum of gain x decayed count, as of a query's `now`.
 
     `features` and `gains` come from `specs.popularity_features`, all of the same `half_life`. Counts are followed once
-    they are `refresh_ms` old. `behind` is a service's way: much is counted in portions, beside the requests, which go
-    on with the old counts meanwhile. Otherwise the request that finds them old counts, and the same questions get the
-    same answers.
+    they are `refresh_ms` old. `behind` is a service's way: a thread counts, in portions, and requests go on with the
+    old counts meanwhile. Otherwise the request that finds them old counts, and the same questions get the same answers.
     """
 
     def __init__(
@@ -117,39 +110,24 @@ class Popularity:
             with self._counting:  # the first of several that ask counts for all of them
                 counts = self._counts = self._counts or self._all(now)
         elif self._stale(counts, now) and self._counting.acquire(blocking=False):
-            counts = self._followed(counts, now)
+            if self.behind:
+                Thread(target=self._follow, args=(counts, now), name="popularity", daemon=True).start()
+            else:
+                counts = self._follow(counts, now)
         return counts
 
     def _stale(self, counts: Counts, now: int) -> bool:
-        known = counts.position == self.catalogue.table.position
-        return abs(now - counts.now) >= self.refresh_ms and not known
+        return abs(now - counts.now) >= self.refresh_ms and counts.position != self.catalogue.table.position
 
-    def _followed(self, counts: Counts, now: int) -> Counts:
-        """The counts with what has happened since; the old ones where that is being counted. Ends the counting."""
-        handed_on = False
+    def _follow(self, counts: Counts, now: int) -> Counts:
+        """The counts with what has happened since. Ends the counting."""
         try:
             position, size = self.catalogue.table.position, len(self.catalogue.hashes())
             changed = self.catalogue.entities.named_since(counts.position)
-            changed = changed[changed < size]
-            if self.behind and len(changed) > AT_ONCE:
-                more = (counts, changed, position, size, now)
-                Thread(target=self._follow_behind, args=more, name="popularity", daemon=True).start()
-                handed_on = True
-            else:
-                self._counts = counts = self._with(counts, changed, position, size, now)
-        finally:
-            if not handed_on:
-                self._counting.release()
-        return counts
-
-    def _follow_behind(self, counts: Counts, changed: NDArray[np.intp], position: int, size: int, now: int) -> None:
-        give_way()
-        try:
-            self._counts = self._with(counts, changed, position, size, now)
-        except Exception:
-            logger.exception("popular items were not counted again; they are as popular as before")
+            self._counts = counts = self._with(counts, changed[changed < size], position, size, now)
         finally:
             self._counting.release()
+        return counts
 
     def _with(self, counts: Counts, changed: NDArray[np.intp], position: int, size: int, now: int) -> Counts:
         """Of `size` items, those that have changed counted again; all where time has gone too far."""

@@ -7,6 +7,8 @@ as npy, the vocabularies as npz without pickle, `towers.json` and the index: not
 from __future__ import annotations
 
 import json
+import os
+import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -186,7 +188,7 @@ class Towers:
                 for name in facts["categories"]
             }
             users, items = vocabulary["users"], vocabulary["items"]
-            mapped = [np.load(directory / name, mmap_mode="r", allow_pickle=False) for name in (USERS, HISTORY)]
+            mapped = [mapped_array(directory / name) for name in (USERS, HISTORY)]
             tables = [np.asarray(table) for table in mapped]  # the same memory, without what numpy adds to each access
             session = session_of(directory / USER_MODEL)
             index = Index.load(directory / INDEX)
@@ -196,6 +198,15 @@ class Towers:
         if (len(tables[0]), len(tables[1]), len(index)) != sizes:
             raise ValueError(f"the towers in {directory} do not fit together: files of different trainings?")
         return cls(session, facts, (users, tables[0]), (items, tables[1]), categories, index)
+
+
+def mapped_array(path: Path) -> NDArray[Any]:
+    """An array as it lies in a file, which is being read meanwhile: the first requests are not to wait for a disk."""
+    if sys.platform == "linux":
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+    held: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return held
 
 
 def context_columns(
