@@ -50,7 +50,7 @@ class GroupPlan:
 
 @dataclass(frozen=True)
 class RatioPlan:
-    """Rows of the matrix: target = (top + prior * all_top / all_bottom) / (bottom + prior); `prior` of shape (n, 1)."""
+    """Rows of the matrix: target = (top + prior * all_top / all_bottom) / (bottom + prior)."""
 
     target: Indexes
     top: Indexes
@@ -175,9 +175,9 @@ class Planner:
             else (0, 0)
             for _, r in ratios
         ]
-        rows = np.array(parts, np.int64).T
-        everything = np.array(rates, np.int64).T
-        prior = np.array([[r.prior] for _, r in ratios])
+        rows = np.array(parts, np.int64).T.copy()
+        everything = np.array(rates, np.int64).T.copy()
+        prior = np.array([float(r.prior) for _, r in ratios])
         return RatioPlan(rows[0], rows[1], rows[2], everything[0], everything[1], prior)
 
     def _group_plan(self, number: int) -> GroupPlan:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
-from shortlist.features.plan import Plan, RatioPlan
+from shortlist.features.plan import Plan
 
 Matrix = NDArray[np.float64]
 
@@ -19,19 +20,28 @@ class RequestFeatureError(Exception):
 
 def fill_ratios(plan: Plan, matrix: Matrix) -> None:
     """Fill the ratios' rows of the matrix; NaN where the smoothed denominator is 0."""
-    if plan.plain is not None:
-        _divide(plan.plain, matrix, matrix[plan.plain.top], matrix[plan.plain.bottom])
-    if plan.smoothed is not None:
-        ratio = plan.smoothed
-        everything = matrix[ratio.all_bottom]
-        everything[everything == 0] = np.nan
-        rate = matrix[ratio.all_top] / everything
-        _divide(ratio, matrix, matrix[ratio.top] + ratio.prior * rate, matrix[ratio.bottom] + ratio.prior)
+    for ratio in (plan.plain, plan.smoothed):
+        if ratio is not None:
+            divide(matrix, ratio.target, ratio.top, ratio.bottom, ratio.all_top, ratio.all_bottom, ratio.prior)
 
 
-def _divide(ratio: RatioPlan, matrix: Matrix, top: Matrix, bottom: Matrix) -> None:
-    bottom[bottom == 0] = np.nan
-    matrix[ratio.target] = top / bottom
+@njit(
+    "void(float64[:,:], int64[::1], int64[::1], int64[::1], int64[::1], int64[::1], float64[::1])",
+    cache=True,
+    nogil=True,
+    error_model="numpy",
+)
+def divide(matrix, target, top, bottom, all_top, all_bottom, prior):  # type: ignore[no-untyped-def]
+    """target = (top + prior * all_top / all_bottom) / (bottom + prior), rows of the matrix; top / bottom without prior."""
+    for number in range(len(target)):
+        above, below, weight = matrix[top[number]], matrix[bottom[number]], prior[number]
+        every, of_every, out = matrix[all_top[number]], matrix[all_bottom[number]], matrix[target[number]]
+        for i in range(matrix.shape[1]):
+            numerator, denominator = above[i], below[i]
+            if weight > 0.0:
+                numerator += weight * (every[i] / of_every[i] if of_every[i] != 0.0 else np.nan)
+                denominator += weight
+            out[i] = numerator / denominator if denominator != 0.0 else np.nan
 
 
 def fill_requests(plan: Plan, matrix: Matrix, now: int | NDArray[np.int64], context: Mapping[str, Any]) -> None:

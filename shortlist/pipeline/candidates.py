@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,8 @@ class Candidates:
                 raise KeyError(f"column {name!r} is written already; columns are written once")
             if len(column) != len(self):
                 raise ValueError(f"column {name!r} has {len(column)} values for {len(self)} candidates")
-        return replace(self, columns={**self.columns, **columns})
+        described = {**self.columns, **columns}
+        return Candidates(self.items, described, self.features, self.matrix, self.own, self.passed)
 
     def with_matrix(self, features: tuple[str, ...], matrix: NDArray[np.float64]) -> Candidates:
         """These candidates with the feature block, shape (features, items), written once."""
@@ -48,11 +49,12 @@ class Candidates:
             raise KeyError("the feature block is written already; it is written once")
         if matrix.shape != (len(features), len(self)):
             raise ValueError(f"the feature block has shape {matrix.shape}, expected {(len(features), len(self))}")
-        return replace(self, features=features, matrix=matrix)
+        return Candidates(self.items, self.columns, features, matrix, self.own, self.passed)
 
     def having_passed(self, filters: Iterable[object]) -> Candidates:
         """These candidates, all of which some filters have let through."""
-        return replace(self, passed=(*self.passed, *filters))
+        passed = (*self.passed, *filters)
+        return Candidates(self.items, self.columns, self.features, self.matrix, self.own, passed)
 
     def take(self, chosen: NDArray[np.intp] | NDArray[np.bool_]) -> Candidates:
         """The chosen candidates: a mask, or indexes in their new order."""

@@ -37,14 +37,20 @@ class Alignment:
         """The catalogue index of each row, -1 for items that the catalogue does not know."""
         self._follow()
         items = self._items.values
+        if len(rows) and int(rows.max()) < len(items):
+            found: Items = items[rows]
+            return found
         noted = rows < len(items)  # rows are added before it is noted here whose they are
         return np.where(noted, items[np.where(noted, rows, 0)], np.int32(-1)) if len(items) else np.full_like(rows, -1)
 
     def rows_of(self, items: Items) -> Rows:
         """The row of each catalogue index, -1 for items that the release does not know, and for -1."""
         self._follow()
-        rows = self._rows.values
-        return np.where(items >= 0, rows[items], np.int32(-1)) if len(rows) else np.full_like(items, -1)
+        rows, unknown = self._rows.values, items < 0
+        found: Rows = rows[items] if len(rows) else np.full_like(items, -1)
+        if unknown.any():
+            found[unknown] = -1
+        return found
 
     def add(self, items: Items, rows: Rows) -> None:
         """Take note of the rows of items that the model did not know."""

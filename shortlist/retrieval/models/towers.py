@@ -23,7 +23,7 @@ from shortlist.features.hashing import Hashes, hash_strings
 from shortlist.features.index import KeyIndex
 from shortlist.onnx_session import session_of
 from shortlist.retrieval.vectors.index import Index, Rows, Vectors
-from shortlist.retrieval.vectors.products import Kept
+from shortlist.retrieval.vectors.products import Kept, taken
 
 AttributeColumn = NDArray[np.float64] | Ragged
 """Numbers (NaN = missing), or any number of hashed values per row."""
@@ -166,7 +166,7 @@ class Towers:
             column = columns[name]
             assert isinstance(column, Ragged)
             user = user + category.mean(column)
-        table = self._history_table[self._item_places.find(items.reshape(-1)).reshape(items.shape)].astype(np.float32)
+        table = taken(self._history_table, self._item_places.find(items.reshape(-1))).reshape(*items.shape, -1)
         inputs = {"user": user, "history": table[:, :, :-1], "weight": table[:, :, -1]}
         if self.scalings:
             numbers = [scaling.apply(numbers_in(columns[name])) for name, scaling in self.scalings.items()]

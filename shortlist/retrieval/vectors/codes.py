@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shortlist.retrieval.vectors.scan import BLOCK, LEVELS, MOST, nth_greatest, scan
+from shortlist.retrieval.vectors.scan import BLOCK, LEVELS, MOST, as_bytes, nth_greatest, scan
 
 Vectors = NDArray[np.float32]
 Rows = NDArray[np.int32]
@@ -25,8 +25,6 @@ SAMPLED = 512
 """Blocks of codes that say how high the best sums are; the more, the fewer are found beyond what is wanted."""
 CAUTION = 3.0
 """Standard deviations by which more must be expected than are wanted."""
-STEEPEST = 127
-"""The greatest weight that a signed byte holds."""
 NOTHING = -MOST - 1
 """What every sum comes up to."""
 
@@ -105,12 +103,8 @@ class Codes:
 
     def _weights(self, query: Vectors) -> NDArray[np.int16]:
         """The weight of each dimension as a signed byte, two in each number, so that no sum is too great."""
-        weights = self.weigh @ query
-        steep = float(np.abs(weights).max(initial=0.0))
-        far = (LEVELS - 1) * float(max(weights[weights > 0].sum(), -weights[weights < 0].sum()))
-        whole = np.zeros(-(-len(weights) // 2) * 2, np.int8)
-        if steep > 0:
-            whole[: len(weights)] = np.rint(weights * min(STEEPEST / steep, (MOST - LEVELS // 2 * len(weights)) / far))
+        whole = np.empty(-(-len(self.weigh) // 2) * 2, np.int8)
+        as_bytes(self.weigh @ query, whole)
         return whole.view(np.int16)
 
 

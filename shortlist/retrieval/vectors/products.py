@@ -64,6 +64,25 @@ def of_singles(vectors, rows, query, out):  # type: ignore[no-untyped-def]
         out[i] = total
 
 
+@njit("void(Array(uint16, 2, 'C', readonly=True), int32[::1], float32[:,::1])", **OPTIONS)
+def widen(vectors, rows, out):  # type: ignore[no-untyped-def]
+    """`out[i]` = row `rows[i]` of half floats, in single precision."""
+    width, data, wide = vectors.shape[1], halves(vectors), singles(out)
+    for i in range(len(rows)):
+        start = np.int64(rows[i]) * width
+        for place in range(width):
+            wide[i * width + place] = widened(data[start + place])  # type: ignore[call-arg]
+
+
+def taken(vectors: Kept, rows: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Some rows, in single precision, shape (n, d)."""
+    if vectors.dtype != np.float16:
+        return vectors[rows].astype(np.float32, copy=False)
+    out = np.empty((len(rows), vectors.shape[1]), np.float32)
+    widen(vectors.view(np.uint16), rows, out)
+    return out
+
+
 def products(vectors: Kept, rows: NDArray[np.int32], query: NDArray[np.float32]) -> NDArray[np.float32]:
     """The product of the query, shape (d,), with each of some rows, in single precision."""
     out = np.empty(len(rows), np.float32)

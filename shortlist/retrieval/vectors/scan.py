@@ -25,6 +25,8 @@ BLOCK = 64
 LEVELS = 16
 MOST = 2**15 - 1
 """The greatest sum that fits."""
+STEEPEST = 127
+"""The greatest weight that a signed byte holds."""
 AHEAD = 16_384
 """Bytes that are asked for before their turn."""
 OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
@@ -140,6 +142,21 @@ def scan(codes, step, count, weights, least, rows, scores):  # type: ignore[no-u
                 scores[found] = sums[number]
                 found += 1
     return found
+
+
+@njit("void(float32[::1], int8[::1])", **OPTIONS)
+def as_bytes(weights, out):  # type: ignore[no-untyped-def]
+    """Weights as signed bytes in proportion, as great as they can be without any sum becoming too great."""
+    steep, up, down = np.float32(0), np.float64(0), np.float64(0)
+    for i in range(len(weights)):
+        steep = max(steep, abs(weights[i]))
+        up += max(weights[i], np.float32(0))
+        down -= min(weights[i], np.float32(0))
+    out[:] = 0
+    if steep > 0:
+        scale = min(STEEPEST / steep, (MOST - LEVELS // 2 * len(weights)) / ((LEVELS - 1) * max(up, down)))
+        for i in range(len(weights)):
+            out[i] = np.int8(np.rint(weights[i] * scale))
 
 
 @njit("int64(int16[::1], int64)", **OPTIONS)
