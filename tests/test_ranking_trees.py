@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from shortlist.ranking.model_text import ModelTextError, parse_model
 from shortlist.ranking.scorer import MissingColumnsError
 from shortlist.ranking.trees import Trees
 
-ROWS = (0, 1, 7, 500, 1300)
+ROWS = (0, 1, 7, 128, 129, 256, 257, 500, 513, 1300)
 ZERO = float(np.float32(1e-35))
 ODD = [np.nan, 0.0, -0.0, np.inf, -np.inf, 1e300, -1e300, ZERO, -ZERO, 1.1e-35, 1e-36, 5e-324, 2.0**31, 2.0**40]
 
@@ -114,10 +117,33 @@ def assert_same_bits(text: str, rows: NDArray[np.float64]) -> None:
     trees=st.integers(1, 12),
     leaves=st.sampled_from([1, 2, 5, 8, 9, 31, 63, 64, 65, 129, 300]),
     rows=st.sampled_from(ROWS),
+    alike=st.floats(0, 1),
 )
-def test_drawn_models_score_as_lightgbm_does(seed: int, features: int, trees: int, leaves: int, rows: int) -> None:
+def test_drawn_models_score_as_lightgbm_does(
+    seed: int, features: int, trees: int, leaves: int, rows: int, alike: float
+) -> None:
     drawn = Drawn(seed, features, trees, leaves)
+    matrix = drawn.rows(rows)
+    said_of_all = drawn.rng.random(features) < alike  # as what is known of the user is, for every candidate
+    matrix[:, said_of_all] = matrix[:1, said_of_all]
+    assert_same_bits(drawn.text, matrix)
+
+
+PLAIN = """
+import numpy as np
+from numba.core import config
+from tests.test_ranking_trees import Drawn, assert_same_bits
+assert config.CPU_NAME == "generic"
+for seed, rows in enumerate((1, 200, 500)):
+    drawn = Drawn(seed, 5, 9, 100)
     assert_same_bits(drawn.text, drawn.rows(rows))
+"""
+
+
+def test_a_processor_with_narrow_vectors_scores_the_same(tmp_path: Path) -> None:
+    plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    environment = {**os.environ, **plain, "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", PLAIN], env=environment, check=True)
 
 
 @pytest.mark.parametrize("leaves", [3000])

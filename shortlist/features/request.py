@@ -32,7 +32,7 @@ def fill_ratios(plan: Plan, matrix: Matrix) -> None:
     error_model="numpy",
 )
 def divide(matrix, target, top, bottom, all_top, all_bottom, prior):  # type: ignore[no-untyped-def]
-    """target = (top + prior * all_top / all_bottom) / (bottom + prior), rows of the matrix; top / bottom without prior."""
+    """target = (top + prior * all_top / all_bottom) / (bottom + prior), all rows of the matrix."""
     for number in range(len(target)):
         above, below, weight = matrix[top[number]], matrix[bottom[number]], prior[number]
         every, of_every, out = matrix[all_top[number]], matrix[all_bottom[number]], matrix[target[number]]

@@ -5,7 +5,7 @@ leaf. A node whose test fails clears the leaves of its left subtree; the lowest 
 Two ideas of RapidScorer (Ye et al., KDD 2018) make it fit vector units. Rows lie side by side and bits are kept in
 bytes, eight leaves a *group*, so that a node touches only the groups in which it clears something, and trees of any
 number of leaves take as many groups as they need. Values are replaced by their ranks among the thresholds of their
-feature, which fit a byte too: 32 rows are compared by one instruction. All of it is exact.
+feature, which fit a byte too: one instruction compares 64 rows (`steps`). All of it is exact.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from shortlist.ranking.steps import octets, places, take_128, take_256, take_512
+
 ZERO = float(np.float32(1e-35))
 """LightGBM takes every number this close to zero for zero (its kZeroThreshold, a float32)."""
 
@@ -25,9 +27,6 @@ RANKS = 255
 
 BLOCK = 512
 """Rows scored at a time: their planes stay in the fast caches."""
-
-LANES = 128
-"""Rows are padded to a multiple of this, so that no vector loop has a remainder."""
 
 # Columns of a table, and its kinds: what counts as missing, or that it is a set of categories.
 FEATURE, KIND, START, LENGTH, LOW, HIGH, TABLE_FIELDS = range(7)
@@ -118,22 +117,39 @@ def rank_rows(matrix, positions, first, rows, tables, thresholds, words, planes)
 
 
 @inner
-def add_trees(planes, step_plane, step_rank, step_mask, group_stop, tree_groups, outputs, total):  # type: ignore[no-untyped-def]
+def extremes(planes, rows):  # type: ignore[no-untyped-def]
+    """The least and the greatest rank of each plane; what lies beyond `rows` is padding."""
+    least, greatest = np.empty(len(planes), np.uint8), np.empty(len(planes), np.uint8)
+    for plane in range(len(planes)):
+        low, high = np.uint8(255), np.uint8(0)
+        for row in range(rows):
+            low, high = min(low, planes[plane, row]), max(high, planes[plane, row])
+        least[plane], greatest[plane] = low, high
+    return least, greatest
+
+
+@inner
+def add_trees(planes, rows, step_plane, step_rank, step_mask, group_stop, tree_groups, outputs, total):  # type: ignore[no-untyped-def]
     """Add each tree's output to `total`, in the order of the trees."""
     width = planes.shape[1]
     left = np.empty(width, np.uint8)
     lowest = np.empty(width, np.uint8)
     where = np.empty(width, np.uint16)
+    least, greatest = extremes(planes, rows)
+    plane_p, of_p, rank_p, mask_p = octets(planes), places(step_plane), octets(step_rank), octets(step_mask)
+    least_p, greatest_p, left_p = octets(least), octets(greatest), octets(left)
     group, step = 0, 0
     for tree in range(len(tree_groups)):
         leaves = outputs[group * 8 :]
         for number in range(tree_groups[tree]):
-            left[:] = 255
-            while step < group_stop[group]:
-                plane, rank, mask = planes[step_plane[step]], step_rank[step], step_mask[step]
-                for row in range(width):
-                    left[row] &= mask if plane[row] > rank else np.uint8(255)
-                step += 1
+            stop = group_stop[group]
+            if width == 128:
+                take_128(plane_p, of_p, rank_p, mask_p, least_p, greatest_p, step, stop, left_p)
+            elif width == 256:
+                take_256(plane_p, of_p, rank_p, mask_p, least_p, greatest_p, step, stop, left_p)
+            else:
+                take_512(plane_p, of_p, rank_p, mask_p, least_p, greatest_p, step, stop, left_p)
+            step = stop
             for row in range(width):
                 some = left[row] != 0
                 lowest[row] = left[row] if some else lowest[row]
@@ -173,10 +189,10 @@ def add_scores(  # type: ignore[no-untyped-def]
     """Add the model's raw score of every column of `matrix` to `out`; see BitVectors."""
     for first in range(0, len(out), BLOCK):
         rows = min(BLOCK, len(out) - first)
-        width = (rows + LANES - 1) // LANES * LANES
+        width = 128 if rows <= 128 else 256 if rows <= 256 else 512  # so that no vector has a remainder
         ranks = np.zeros((planes, width), np.uint8)
         total = np.zeros(width)
         rank_rows(matrix, positions, first, rows, tables, thresholds, words, ranks)
-        add_trees(ranks, step_plane, step_rank, step_mask, group_stop, tree_groups, outputs, total)
+        add_trees(ranks, rows, step_plane, step_rank, step_mask, group_stop, tree_groups, outputs, total)
         for row in range(rows):
             out[first + row] += total[row]
