@@ -207,6 +207,25 @@ def test_the_penalty_is_the_one_that_held_out_requests_prefer(tmp_path: Path) ->
     assert fit_ranker(LogisticRegression(), one, two, tmp_path, seed=3).figures["penalty"] == max(linear.PENALTIES)
 
 
+@pytest.mark.parametrize("placed", [False, True])
+def test_what_was_shown_chooses_the_penalty_by_how_likely_it_was_and_not_by_its_order(
+    placed: bool, tmp_path: Path
+) -> None:
+    def slates(seed: int) -> RankingData:
+        rng = np.random.default_rng(seed)
+        eager, rank = np.repeat(rng.normal(size=400), 10), np.tile(np.arange(1.0, 11.0), 400)
+        acted = rng.random(4000) < 1 / (1 + np.exp(2 - 2 * eager + np.log(rank) * placed))
+        group = np.repeat(np.arange(400), 10)
+        return RankingData(eager[None], ("eager",), acted * 1.0, group, rank if placed else None)
+
+    # who asks moves no order: NDCG says nothing, and the strongest penalty would be the first that is as good as any
+    data, held_out = slates(1), slates(2)
+    shown = fit_ranker(LogisticRegression(), data, held_out, tmp_path, seed=3)
+    assert shown.figures["penalty"] < max(linear.PENALTIES) / 5
+    drawn = dataclasses.replace(data, drawn=True), dataclasses.replace(held_out, drawn=True)
+    assert fit_ranker(LogisticRegression(), *drawn, tmp_path, seed=3).figures["penalty"] == max(linear.PENALTIES)
+
+
 def test_heavy_tails_are_taken_by_their_logarithm(tmp_path: Path) -> None:
     fit_ranker(LogisticRegression(), world(1), None, tmp_path, seed=3)
     terms = json.loads((tmp_path / "linear.json").read_text())["terms"]

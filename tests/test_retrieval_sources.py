@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Deadline, Query
 from shortlist.pipeline.stages import Filter
 from shortlist.retrieval import popular, popularity
+from shortlist.retrieval.asker import Asker
 from shortlist.retrieval.catalogue import Catalogue
 from shortlist.retrieval.eligibility import ALLOWED, Available, Excluded, NotSeen, eligible
 from shortlist.retrieval.fresh import FreshSource
@@ -51,7 +53,9 @@ class World:
 
     def __init__(self) -> None:
         self.log = MemoryLog([watch, save, user.schema, film.schema])
-        self.table = FeatureTable(FeatureSet(retrieval_features([Popular()], labels, user, film), [user, film]))
+        of_user = [watch.by(user).count().named("watched"), watch.by(user).last("film", 2).named("latest")]
+        features = [*of_user, *retrieval_features([Popular()], labels, user, film)]
+        self.table = FeatureTable(FeatureSet(features, [user, film]))
         self.log.subscribe(self.table.update)
         self.catalogue = Catalogue(self.table, "film")
         seen = [feature.name for feature in seen_features(labels, user, film)]
@@ -237,6 +241,45 @@ def test_what_a_restored_table_holds_is_counted(world: World, tmp_path: Path) ->
     assert len(again.catalogue.entities.named_since(0)) == 0
     again.add(*(watched(f"u{n}", "bad") for n in range(9)))
     assert again.names(source.propose(ask(now=101 * DAY + 6_000)))[0] == "bad"
+
+
+def test_the_order_may_be_asked_for_while_it_is_renewed(world: World) -> None:
+    world.add(*(watched("crowd", f"f{n}") for n in range(300)))
+    counts = world.popularity().counts(101 * DAY)
+    ended = threading.Event()
+
+    def ask_for_more() -> None:
+        while not ended.is_set():
+            for n in range(1, 300):
+                counts.top(n)
+            counts._tops.clear()
+
+    asking = threading.Thread(target=ask_for_more)
+    asking.start()
+    try:
+        for _ in range(300):
+            counts.renewed(counts.values, np.arange(3), counts.position, counts.now)
+    finally:
+        ended.set()
+        asking.join()
+
+
+def test_stages_that_need_something_of_the_user_read_it_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asker, read, reads = Asker(world.table, "user"), world.table.read, []
+    asker.needs(["watched"])
+    asker.needs(["watched", "latest"])
+
+    def noted(*arguments: Any, **rest: Any) -> Any:
+        reads.append(arguments[3])
+        return read(*arguments, **rest)
+
+    monkeypatch.setattr(world.table, "read", noted)
+    query = ask("a")
+    assert asker.columns(query)["watched"][0] == 3
+    assert asker.columns(query)["latest"].shape == (1, 2)
+    assert reads == [("watched", "latest")]
+    assert asker.columns(ask(None))["watched"][0] == 0
+    assert len(reads) == 2
 
 
 def test_what_is_taken_out_of_the_catalogue_is_not_shown_until_it_is_back(world: World) -> None:

@@ -33,6 +33,7 @@ RULES: dict[str, list[RuleSpec]] = {
     "under caps": [Cap("creator", 1), Explore(2, temperature=0.7, most=30)],
     "under a cap on a list": [Cap("genres", 2), Fairness("creator", {"g": 0.2}), Explore(3, most=20)],
     "among one source": [DPP("genres", 0.5), Explore(2, among="fresh")],
+    "among one source by softmax": [Cap("creator", 2), Explore(2, among="fresh", temperature=0.2)],
 }
 
 
@@ -63,8 +64,21 @@ def test_what_is_drawn_comes_as_often_as_its_propensity_says(rules: list[RuleSpe
         assert statistic < chi_square_limit(max(int((~rare).sum()) - 1, 1)), f"place {place + 1}: {statistic}"
     explore = next(rule for rule in rules if isinstance(rule, Explore))
     assert drawn_places == explore.slots
-    if explore.among:
+    if explore.among and explore.temperature is None:
         assert min(one for place in (4, 5) for one in counts[place]) >= 12
+
+
+def test_with_a_temperature_a_place_goes_to_the_source_where_that_costs_little() -> None:
+    shelf, ranks = Shelf([Explore(1, among="fresh", temperature=0.05)], films(ROWS)), [nan] * 29 + [1.0]
+
+    def share_of_fresh(score: float) -> float:
+        scores = [*SCORES[:-1], score]
+        drawn = [shelf.decide(scores, 4, request=f"r{number}", ranks=ranks) for number in range(400)]
+        assert {int(decision.order[3]) for decision in drawn} <= {3, 29}
+        return float(np.mean([decision.order[3] == 29 for decision in drawn]))
+
+    assert share_of_fresh(-1.0) == 0.0
+    assert 0.4 < share_of_fresh(SCORES[3]) < 0.6
 
 
 def test_inverse_propensities_recover_the_mean_of_what_was_hardly_shown() -> None:

@@ -68,7 +68,7 @@ class Counts:
         What was not among the first, and has not changed, is not among them now.
         """
         renewed = Counts(values, self.since, position, now)
-        for n, items in self._tops.items():
+        for n, items in dict(self._tops).items():  # others may be asking for more of the order
             if n < min(len(self), KEPT):
                 renewed._tops[n] = renewed._first(np.union1d(items, changed), n)
         return renewed

@@ -20,13 +20,19 @@ from shortlist.slate.specs import Explore
 
 
 def pool_of(spec: Explore, draft: Draft, caps: Sequence[Capped]) -> Indexes:
-    """The candidates that may be drawn, best first: free, with a score, within every cap, proposed by the source."""
+    """The candidates that may be drawn, best first: free, with a score, within every cap, proposed by the source.
+
+    Where better ones are likelier to be drawn, those that would stand there anyway take part: a place then is given
+    away where that costs little.
+    """
     open_ = draft.free & draft.rated
     for cap in caps:
         open_ &= cap.allows(-1)
     if spec.among is not None:
+        anyway = np.flatnonzero(open_)[: 0 if spec.temperature is None else draft.drawn]
         ranks = draft.candidates.columns.get(f"{spec.among}_rank")
         open_ &= False if ranks is None else ~np.isnan(ranks)
+        open_[anyway] = open_.any()
     return np.flatnonzero(open_)[: spec.most]
 
 

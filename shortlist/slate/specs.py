@@ -109,8 +109,10 @@ class Explore:
     """Gives the last `slots` places, but never the first one, to candidates that are drawn.
 
     They are drawn from the `most` most relevant candidates that are not shown anyway: evenly, or with the odds
-    exp(relevance / temperature). `among` names a source: only what it proposed is drawn. Slates carry each item's
-    probability, its propensity, and the request's id is the seed. The caller's own items are never drawn.
+    exp(relevance / temperature). `among` names a source: only what it proposed is drawn, and with a temperature also
+    what would stand there anyway, so that a place goes to what the source proposed where that costs little. Slates
+    carry each item's probability, its propensity, and the request's id is the seed. The caller's own items are never
+    drawn.
     """
 
     slots: int = 1

@@ -38,40 +38,63 @@ def fit_linear(
     data: RankingData, validation: RankingData | None, directory: Path, seed: int, progress: Progress
 ) -> Fit:
     """Fit the weights and write them as JSON; without `validation` under the strongest penalty."""
-    asked = validation
-    if data.placed:  # held-out rows are as serving is: neutral to the place
-        data, validation = data.with_place(), validation and replace(validation, rank=None).with_place()
-    sample = drawn(data, seed)
+    placed = data.with_place() if data.placed else data
+    sample = drawn(placed, seed)
     acted, counts, shape = sample.gain > 0, sample.weight, Shape.of(sample.matrix)
     design = shape.design(sample.matrix)
-    held_out = (validation, shape.design(validation.matrix)) if validation is not None and validation.mixed else None
+    judge = None if validation is None or not validation.mixed else Judge.of(validation, shape, data.placed)
     weights = np.zeros(len(design))
     tried: list[tuple[float, NDArray[np.float64], NDArray[np.float64]]] = []
-    for number, penalty in enumerate(PENALTIES if held_out else PENALTIES[:1]):
+    for number, penalty in enumerate(PENALTIES if judge else PENALTIES[:1]):
         weights = newton(design, acted, weights, penalty, counts=counts)
-        quality = ndcg_of(held_out[0], weights @ held_out[1]) if held_out else np.zeros(1)
-        tried.append((penalty, weights, quality))
+        tried.append((penalty, weights, judge.quality(weights) if judge else np.zeros(1)))
         progress(number + 1, len(PENALTIES))
-    penalty, weights, quality = simplest(tried)
-    linear = shape.linear(data.names, weights)
+    penalty, weights, _ = simplest(tried)
+    linear = shape.linear(placed.names, weights)
     served = Linear([term for term in linear.terms if term.column != PLACE], linear.bias)
     served.save(directory / LINEAR)
     figures = {"penalty": penalty, "log_loss": log_loss(weights @ design, acted, counts)}
-    if not held_out or asked is None:
+    if judge is None or validation is None:
         return Fit("linear", figures)
-    scores = served.margin(asked.matrix, asked.names)
-    return Fit("linear", {**figures, "held_out_ndcg@10": float(quality.mean())}, scores=scores)
+    scores = served.margin(validation.matrix, validation.names)
+    return Fit("linear", {**figures, "held_out_ndcg@10": float(judge.ndcg(weights).mean())}, scores=scores)
 
 
-def ndcg_of(data: RankingData, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """NDCG@10 of rows ordered by scores, one for each request that has a positive.
+@dataclass(frozen=True)
+class Judge:
+    """Held-out rows, and how well weights do on them: `design` as they were shown, `neutral` as they are served."""
 
-    Not their log loss: rows to choose by are all that was retrieved, rows to learn from are drawn, so that the
-    probabilities of one are wrong for the other, and the least wrong are those that say little.
-    """
-    gains, relevant = ordered_gains(data.sizes, data.gain, scores, DEPTH)
-    found = ndcg(gains, relevant, DEPTH)
-    return np.asarray(found[~np.isnan(found)])
+    data: RankingData
+    design: NDArray[np.float64]
+    neutral: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, data: RankingData, shape: Shape, placed: bool) -> Judge:
+        """The rows in the shape of what was learned from, with the place or without."""
+        if not placed:
+            return cls(data, shape.design(data.matrix), shape.design(data.matrix))
+        unplaced = replace(data, rank=None).with_place()
+        return cls(data, shape.design(data.with_place().matrix), shape.design(unplaced.matrix))
+
+    def quality(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of each request, the more the better: how likely it made what was done with what was shown.
+
+        Where nothing was shown it is NDCG: rows to choose by are then all that was retrieved, rows to learn from are
+        drawn, so that the probabilities of one are wrong for the other, and the least wrong are those that say little.
+        Where something was, NDCG says little itself: it sees ten orders and not a thousand probabilities, and of
+        slates of another policy than the one to come.
+        """
+        if self.data.drawn:
+            return self.ndcg(weights)
+        log_odds, acted = weights @ self.design, self.data.gain > 0
+        request = np.repeat(np.arange(len(self.data.sizes)), self.data.sizes)
+        return np.asarray(np.bincount(request, -np.logaddexp(0.0, np.where(acted, -log_odds, log_odds))), np.float64)
+
+    def ndcg(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """NDCG@10 of each request that has a positive."""
+        gains, relevant = ordered_gains(self.data.sizes, self.data.gain, weights @ self.neutral, DEPTH)
+        found = ndcg(gains, relevant, DEPTH)
+        return np.asarray(found[~np.isnan(found)])
 
 
 def simplest(
