@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from shortlist.retrieval.vectors import codes as codes_module
-from shortlist.retrieval.vectors.codes import Code, Codes, Rows, Vectors, blocks_of
+from shortlist.retrieval.vectors.codes import Code, Codes, Rows, Vectors, aligned, blocks_of
 from shortlist.retrieval.vectors.scan import BLOCK, MOST, nth_greatest, scan
 
 
@@ -32,13 +32,13 @@ def codes_of(vectors: Vectors, dimensions: int, part: int = BLOCK) -> tuple[Code
 def test_the_kernel_sums_what_the_numbers_say(n: int, dimensions: int, step: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     numbers = rng.integers(0, 16, (n, dimensions), dtype=np.uint8)
-    weights = np.zeros(-(-dimensions // 2) * 2, np.int8)
+    weights = np.zeros(-(-dimensions // 4) * 4, np.int8)
     weights[:dimensions] = rng.integers(-50, 51, dimensions)
     true = numbers.astype(np.int64) @ weights[:dimensions].astype(np.int64)
     looked = np.flatnonzero(np.arange(n) // BLOCK % step == 0)
     least = int(np.median(true))
     rows, scores = np.empty(n + BLOCK, np.int32), np.empty(n + BLOCK, np.int16)
-    found = scan(blocks_of(numbers), step, n, weights.view(np.int16), least, rows, scores)
+    found = scan(aligned(blocks_of(numbers)), step, n, weights.view(np.int32), least, rows, scores)
     right = looked[true[looked] >= least]
     assert rows[:found].tolist() == right.tolist()
     assert scores[:found].tolist() == true[right].tolist()
@@ -51,7 +51,7 @@ def test_the_nth_greatest_sum_is_that_of_sorting(sums: list[int], data: st.DataO
 
 
 def test_where_there_is_no_room_the_kernel_says_so() -> None:
-    held, weights = blocks_of(np.zeros((200, 4), np.uint8)), np.zeros(2, np.int16)
+    held, weights = aligned(blocks_of(np.zeros((200, 4), np.uint8))), np.zeros(1, np.int32)
     rows, scores = np.empty(100, np.int32), np.empty(100, np.int16)
     assert scan(held, 1, 200, weights, 0, rows, scores) == -1
 
@@ -94,7 +94,7 @@ def test_what_a_sample_promised_too_much_of_is_looked_for_again(monkeypatch: pyt
     looked: list[int] = []
     scanned = codes._scan
 
-    def scan_noting(weights: NDArray[np.int16], step: int, least: int, room: int) -> tuple[Rows, NDArray[np.int16]]:
+    def scan_noting(weights: NDArray[np.int32], step: int, least: int, room: int) -> tuple[Rows, NDArray[np.int16]]:
         looked.append(step)
         return scanned(weights, step, least, room)
 

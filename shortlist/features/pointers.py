@@ -27,27 +27,20 @@ def pointer(dtype: Any) -> Any:
     return data
 
 
-def prefetching(level: int) -> Any:
-    """An intrinsic that asks for the cache line of `data[index]`: into all levels of cache (3), or all but the first.
+def ask_for_line(_context, data, index):  # type: ignore[no-untyped-def]
+    """Asks for the cache line of `data[index]`."""
 
-    What is read once and never again (2) then comes faster, because the first level has few places for what is awaited.
-    """
+    def codegen(context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        address = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), ir.IntType(8).as_pointer())
+        hint = [ir.Constant(ir.IntType(32), number) for number in (0, 3, 1)]  # to read, into all levels of cache, data
+        kind = ir.FunctionType(ir.VoidType(), [address.type, *(number.type for number in hint)])
+        builder.call(builder.module.declare_intrinsic("llvm.prefetch", [address.type], kind), [address, *hint])
+        return context.get_dummy_value()
 
-    @intrinsic
-    def prefetch(_context, data, index):  # type: ignore[no-untyped-def]
-        def codegen(context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-            address = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), ir.IntType(8).as_pointer())
-            hint = [ir.Constant(ir.IntType(32), number) for number in (0, level, 1)]  # to read, where, data
-            kind = ir.FunctionType(ir.VoidType(), [address.type, *(number.type for number in hint)])
-            builder.call(builder.module.declare_intrinsic("llvm.prefetch", [address.type], kind), [address, *hint])
-            return context.get_dummy_value()
-
-        return types.void(data, index), codegen
-
-    return prefetch
+    return types.void(data, index), codegen
 
 
-prefetch, prefetch_once = prefetching(3), prefetching(2)
+prefetch: Any = intrinsic(ask_for_line)
 integers, reals, octets_of = pointer(types.int64), pointer(types.float64), pointer(types.uint8)
 words_of = pointer(types.uint64)
 rows_of = pointer(types.int32)

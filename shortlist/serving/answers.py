@@ -49,7 +49,7 @@ LARGE_BODY = 64 * 1024
 """Bytes of events from which on they are checked beside the event loop."""
 NAMED_REFUSALS = 1_000
 FEATURE_ROWS = 1_000
-INLINE_MS = 3.0
+INLINE_MS = 1.0
 """A pipeline that takes longer than this runs beside the event loop where other requests would wait for it."""
 PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
 

@@ -59,8 +59,7 @@ class Codes:
     """Vectors to be searched for by their codes. `weigh`, shape (dimensions, d), makes the weights of a query."""
 
     def __init__(self, weigh: Vectors, held: Octets, count: int) -> None:
-        pairs = -(-len(weigh) // 2)
-        if held.shape != (-(-count // BLOCK) * pairs * BLOCK,):
+        if held.shape != (-(-count // BLOCK) * -(-len(weigh) // 4) * 2 * BLOCK,):
             raise ValueError(f"{held.shape} bytes are no codes of {count} vectors in {len(weigh)} dimensions")
         self.weigh, self.held, self.count = weigh, aligned(held), count
 
@@ -92,7 +91,7 @@ class Codes:
                 return rows
             beyond = 2 * beyond + 1
 
-    def _scan(self, weights: NDArray[np.int16], step: int, least: int, room: int) -> tuple[Rows, NDArray[np.int16]]:
+    def _scan(self, weights: NDArray[np.int32], step: int, least: int, room: int) -> tuple[Rows, NDArray[np.int16]]:
         """The rows, of every `step`-th block, that come up to `least`, and their sums."""
         while True:
             rows, sums = np.empty(room, np.int32), np.empty(room, np.int16)
@@ -101,21 +100,21 @@ class Codes:
                 return rows[:found], sums[:found]
             room = self.count + BLOCK  # many have the same sum
 
-    def _weights(self, query: Vectors) -> NDArray[np.int16]:
-        """The weight of each dimension as a signed byte, two in each number, so that no sum is too great."""
-        whole = np.empty(-(-len(self.weigh) // 2) * 2, np.int8)
+    def _weights(self, query: Vectors) -> NDArray[np.int32]:
+        """The weight of each dimension as a signed byte, four in each number, so that no sum is too great."""
+        whole = np.empty(-(-len(self.weigh) // 4) * 4, np.int8)
         as_bytes(self.weigh @ query, whole)
-        return whole.view(np.int16)
+        return whole.view(np.int32)
 
 
 def blocks_of(numbers: Octets) -> Octets:
     """The 4-bit numbers of vectors, shape (n, dimensions), in the layout of `scan`."""
     count, dimensions = numbers.shape
-    blocks, pairs = -(-count // BLOCK), -(-dimensions // 2)
-    padded = np.zeros((blocks * BLOCK, pairs * 2), np.uint8)
+    blocks, quads = -(-count // BLOCK), -(-dimensions // 4)
+    padded = np.zeros((blocks * BLOCK, quads * 4), np.uint8)
     padded[:count, :dimensions] = numbers
-    halves = padded.reshape(blocks, 2, BLOCK // 2, pairs, 2)
-    return np.ascontiguousarray((halves[:, 0] | halves[:, 1] << 4).transpose(0, 2, 1, 3)).reshape(-1)
+    parts = padded.reshape(blocks, 2, 2, BLOCK // 4, quads, 4)  # block, line, lower or upper bits, vector, dimensions
+    return np.ascontiguousarray((parts[:, :, 0] | parts[:, :, 1] << 4).transpose(0, 3, 1, 2, 4)).reshape(-1)
 
 
 def aligned(held: Octets) -> Octets:

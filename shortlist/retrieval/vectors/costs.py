@@ -6,7 +6,7 @@ is that all that is found must be looked up.
 
 from __future__ import annotations
 
-SCAN, REFINE = 0.02, 1.4
+SCAN, REFINE = 0.01, 1.4
 """Per vector and direction scanned; per wanted candidate and dimension refined: half as many more come along."""
 COMPARE = 0.5
 """Per vector and dimension compared exactly, in the order in which the vectors lie in memory."""

@@ -31,7 +31,7 @@ Rows = NDArray[np.int32]
 
 Mask = NDArray[np.bool_]
 
-VECTORS, CODES, WEIGH, FACTS = "vectors.npy", "codes.npy", "directions.npy", "index.json"
+VECTORS, CODES, WEIGH, FACTS = "vectors.npy", "codes_by_four.npy", "directions.npy", "index.json"
 WRITTEN = frozenset({"n", "dimensions", "factor", "crc32"})
 AT_ONCE = 1 << 22
 """Bytes that are read at a time."""
