@@ -163,6 +163,8 @@ class Run:
         return connection
 
     async def one(self, number: int, appointed: float, counted: bool) -> None:
+        while self.idle and self.idle[-1].transport.is_closing():
+            self.idle.pop()  # it rested for longer than the service keeps one
         connection = self.idle.pop() if self.idle else await self.connect()
         status = await connection.send(self.requests[number % len(self.requests)])
         if counted:
