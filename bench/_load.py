@@ -90,13 +90,21 @@ def load(
 def highest_rate(
     port: int, path: str, bodies: Sequence[bytes], p99_ms: float, seconds: float = 4.0, expected: str = ""
 ) -> float:
-    """The highest rate, within 3 %, at which p99 stays under `p99_ms`; open loop, by bisection."""
+    """The highest rate, within 3 %, at which p99 stays under `p99_ms`; open loop, by bisection.
+
+    A rate counts where two of three loads say so: a neighbour of a shared machine can spoil one.
+    """
+
+    def stays(rate: float) -> bool:
+        seen = load(port, path, bodies, seconds, rate=rate, warm_seconds=0.5, expected=expected)
+        return seen.p99_ms < p99_ms and seen.holds and seen.rps > 0.97 * rate
+
     top = load(port, path, bodies, seconds, connections=4).rps * 1.05
     low, high = 0.0, top
     while high - low > 0.03 * top:
         rate = high if low == 0.0 and high == top else (low + high) / 2
-        seen = load(port, path, bodies, seconds, rate=rate, warm_seconds=0.5, expected=expected)
-        if seen.p99_ms < p99_ms and seen.holds and seen.rps > 0.97 * rate:
+        first, second = stays(rate), stays(rate)
+        if first if first == second else stays(rate):
             low = rate
             if rate == top:
                 return low
