@@ -49,8 +49,6 @@ LARGE_BODY = 64 * 1024
 """Bytes of events from which on they are checked beside the event loop."""
 NAMED_REFUSALS = 1_000
 FEATURE_ROWS = 1_000
-INLINE_MS = 1.0
-"""A pipeline that takes longer than this runs beside the event loop where other requests would wait for it."""
 PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -70,7 +68,6 @@ class Answers:
         self.asking = msgspec.json.Decoder(FeaturesRequest)
         self.context = msgspec.json.Decoder(context_type(service.project))
         self.openapi_body: bytes | None = None
-        self._under_way, self._ended = 0, 0.0
 
     def routes(self) -> list[Routed]:
         """Every route of the service."""
@@ -255,27 +252,9 @@ class Answers:
         return {name: value for name, value in values.items() if value is not None}
 
     async def _slate(self, kind: str, pipeline: Pipeline, query: Query) -> Answer:
-        inline = self._nobody_waits(pipeline)
-        self._under_way += 1
-        try:
-            if inline:
-                slate = pipeline.rank(query)
-            else:
-                slate = await asyncio.get_running_loop().run_in_executor(self.service.pool, pipeline.rank, query)
-        finally:
-            self._under_way -= 1
-            self._ended = time.perf_counter()
+        slate = await self.service.turns.slate(pipeline, query)
         self.service.metrics.slate(kind, not slate.items)
         return Answer(encode(slate_answer(slate)))
-
-    def _nobody_waits(self, pipeline: Pipeline) -> bool:
-        """Whether the event loop may make a slate itself: a quick one, or one after a pause as long as it takes.
-
-        Requests that come so rarely are unlikely to wait for each other, and to hand one to a thread and back wakes two
-        processors, which takes a tenth of the time of an answer.
-        """
-        taken_ms, idle_ms = pipeline.pace.estimate_ms, (time.perf_counter() - self._ended) * 1000
-        return taken_ms <= INLINE_MS or (self._under_way == 0 and idle_ms > taken_ms)
 
     def _receipt(self, receipt: Receipt) -> Answer:
         self.service.metrics.received(receipt.accepted, receipt.duplicates, len(receipt.refusals))

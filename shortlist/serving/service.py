@@ -28,6 +28,7 @@ from shortlist.serving.metrics import Metrics
 from shortlist.serving.paths import UNTRAINED, untrained
 from shortlist.serving.recommend import Champion, load_champion
 from shortlist.serving.recovery import Recovery, recover, take_snapshot
+from shortlist.serving.turns import Turns
 from shortlist.settings import Settings
 from shortlist.training.releases import Pointer, Registry, ReleaseError
 
@@ -69,7 +70,7 @@ class Service:
     def __post_init__(self) -> None:
         self.registry = Registry(self.settings.place("releases"), self.project.objective.guardrails)
         self.features = self.project.feature_set()
-        self.pool = ThreadPoolExecutor(2, "ranking")
+        self.turns = Turns()
         self.checking = ThreadPoolExecutor(1, "checking")  # large batches of events
         self._chores = ThreadPoolExecutor(1, "chores")  # catching up and snapshots
         self._loading = ThreadPoolExecutor(1, "loading", give_way)  # a release is gigabytes, and nobody waits for it
@@ -125,7 +126,7 @@ class Service:
         self._loading.shutdown()
         self._chores.shutdown()
         self.checking.shutdown()
-        self.pool.shutdown()
+        self.turns.stop()
 
     async def _run(self) -> None:
         """Load, then look around for ever."""

@@ -1,0 +1,65 @@
+"""Whose turn is it? Where a slate is made, and what is left out of one that waited too long.
+
+A slate is made on the event loop where nobody is likely to wait for it, else on one of two threads, in the order of
+asking: two, because more take the interpreter from each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from shortlist.pipeline.query import Query, Slate
+from shortlist.pipeline.runner import Pipeline
+
+INLINE_MS = 1.0
+"""A pipeline that takes longer than this runs beside the event loop where other requests would wait for it."""
+THREADS = 2
+
+
+class Turns:
+    """Makes slates, each in its turn."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(THREADS, "ranking")
+        self._under_way, self._ended = 0, 0.0
+
+    async def slate(self, pipeline: Pipeline, query: Query) -> Slate:
+        """The pipeline's slate; called on the event loop, which goes on meanwhile if others may wait for it."""
+        inline = self._nobody_waits(pipeline)
+        self._under_way += 1
+        try:
+            if inline:
+                return pipeline.rank(query)
+            loop, asked = asyncio.get_running_loop(), query.deadline.clock()
+            return await loop.run_in_executor(self._pool, in_turn, pipeline, query, asked)
+        finally:
+            self._under_way -= 1
+            self._ended = time.perf_counter()
+
+    def stop(self) -> None:
+        """Finish what is under way."""
+        self._pool.shutdown()
+
+    def _nobody_waits(self, pipeline: Pipeline) -> bool:
+        """Whether the event loop may make a slate itself: a quick one, or one after a pause as long as it takes.
+
+        Requests that come so rarely are unlikely to wait for each other, and to hand one to a thread and back wakes two
+        processors, which takes a tenth of the time of an answer.
+        """
+        taken_ms, idle_ms = pipeline.pace.estimate_ms, (time.perf_counter() - self._ended) * 1000
+        return taken_ms <= INLINE_MS or (self._under_way == 0 and idle_ms > taken_ms)
+
+
+def in_turn(pipeline: Pipeline, query: Query, asked: float) -> Slate:
+    """The slate of a query that has waited for its turn since `asked`, on the clock of its deadline.
+
+    One that waited for longer than a slate takes, and would be late with it, has none of its optional stages begun:
+    their work would be lost, and make those that wait behind it late as well.
+    """
+    waited_ms, takes_ms = (query.deadline.clock() - asked) * 1000, pipeline.pace.estimate_ms
+    if waited_ms > takes_ms > query.deadline.remaining_ms:
+        query = replace(query, deadline=replace(query.deadline, at=asked))
+    return pipeline.rank(query)
