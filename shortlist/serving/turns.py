@@ -17,6 +17,8 @@ from shortlist.pipeline.runner import Pipeline
 INLINE_MS = 1.0
 """A pipeline that takes longer than this runs beside the event loop where other requests would wait for it."""
 THREADS = 2
+MARGIN = 2.0
+"""How many times as long as it mostly takes a slate should have, if it waited: one in ten takes longer than mostly."""
 
 
 class Turns:
@@ -56,10 +58,10 @@ class Turns:
 def in_turn(pipeline: Pipeline, query: Query, asked: float) -> Slate:
     """The slate of a query that has waited for its turn since `asked`, on the clock of its deadline.
 
-    One that waited for longer than a slate takes, and would be late with it, has none of its optional stages begun:
-    their work would be lost, and make those that wait behind it late as well.
+    One that waited for longer than a slate takes, and may be late with it, has none of its optional stages begun: their
+    work would be lost, and make those that wait behind it late as well.
     """
     waited_ms, takes_ms = (query.deadline.clock() - asked) * 1000, pipeline.pace.estimate_ms
-    if waited_ms > takes_ms > query.deadline.remaining_ms:
+    if waited_ms > takes_ms and query.deadline.remaining_ms < MARGIN * takes_ms:
         query = replace(query, deadline=replace(query.deadline, at=asked))
     return pipeline.rank(query)
