@@ -60,7 +60,7 @@ class Scale:
     days: int = 3
 
 
-FULL, QUICK = Scale(1_200, 3_000, 8_500_000, 3, 800, history_days=150), Scale(120, 300, 30_000, 2, 200)
+FULL, QUICK = Scale(2_000, 4_000, 12_000_000, 3, 800, history_days=120), Scale(120, 300, 30_000, 2, 200)
 """The full size is what tastes take to be known: see docs/simulation.md."""
 
 

@@ -70,5 +70,5 @@ project = Project(
         ),
     ],
     rankers=[LogisticRegression()],
-    slate=[Explore(1, among="fresh", temperature=0.03)],
+    slate=[Explore(1, among="fresh", temperature=0.04)],
 )

@@ -38,7 +38,7 @@ from shortlist.training.sources.sampling import BLOCK, fold, look, sweep, update
 
 Share = Callable[[float], None]
 
-MOST_IMPRESSIONS = 8_000_000
+MOST_IMPRESSIONS = 12_000_000
 DISCARDED, KEPT, EVERY = 50, 30, 3
 """Samples before the first that is kept, samples that are kept, and the steps between them."""
 SHAPE, RATE = 1.0, 0.05
