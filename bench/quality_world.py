@@ -249,8 +249,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     cold = {OURS: cold_exposure(every, OURS, seed), RANKER: cold_exposure(last, RANKER, seed)}
     for name, found in sorted(methods.items(), key=lambda pair: -pair[1].value):
         print(f"  {name:18} {found.value:.3f} of the best [{found.low:.3f}, {found.high:.3f}]")
-    for name, found in cold.items():
-        print(f"  cold exposure, {name:10} {found.value:.2f} of what is fair [{found.low:.2f}, {found.high:.2f}]")
+    for name, found, of in ((OURS, cold[OURS], "all rounds"), (RANKER, cold[RANKER], "the last round")):
+        print(f"  cold exposure, {name}, {of}: {found.value:.2f} of what is fair [{found.low:.2f}, {found.high:.2f}]")
     return {
         "value_ratio": round(methods[OURS].value, 4),
         "cold_exposure_ratio": round(cold[OURS].value, 4),

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,7 @@ from numpy.typing import NDArray
 from shortlist.retrieval.vectors import codes as codes_module
 from shortlist.retrieval.vectors.codes import Code, Codes, Rows, Vectors, aligned, blocks_of
 from shortlist.retrieval.vectors.scan import BLOCK, MOST, nth_greatest, scan
+from tests.processors import printed_on_a_plain_processor
 
 
 def drawn(n: int, d: int, seed: int = 0) -> Vectors:
@@ -156,13 +154,5 @@ print(codes_of(vectors, 30)[1].search(query, 200).tolist())
 
 
 def test_a_processor_without_products_of_bytes_finds_the_same(tmp_path: Path) -> None:
-    plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", PLAIN],
-        env={**os.environ, **plain, "PYTHONPATH": str(Path(__file__).parents[1])},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
     rows = codes_of(drawn(3_000, 30), 30)[1].search(drawn(1, 30, seed=1)[0], 200)
-    assert done.stdout.strip() == str(rows.tolist())
+    assert printed_on_a_plain_processor(PLAIN, tmp_path) == str(rows.tolist())

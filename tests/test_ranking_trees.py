@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from numpy.typing import NDArray
 from shortlist.ranking.model_text import ModelTextError, parse_model
 from shortlist.ranking.scorer import MissingColumnsError
 from shortlist.ranking.trees import Trees
+from tests.processors import printed_on_a_plain_processor
 
 ROWS = (0, 1, 7, 128, 129, 256, 257, 500, 513, 1300)
 ZERO = float(np.float32(1e-35))
@@ -130,20 +128,23 @@ def test_drawn_models_score_as_lightgbm_does(
 
 
 PLAIN = """
-import numpy as np
 from numba.core import config
-from tests.test_ranking_trees import Drawn, assert_same_bits
+from tests.test_ranking_trees import few_scores
 assert config.CPU_NAME == "generic"
-for seed, rows in enumerate((1, 200, 500)):
-    drawn = Drawn(seed, 5, 9, 100)
-    assert_same_bits(drawn.text, drawn.rows(rows))
+print(few_scores())
 """
 
 
+def few_scores() -> list[list[str]]:
+    """The scores of one drawn model for blocks of every width, to the last bit."""
+    drawn = Drawn(0, 5, 9, 100)
+    trees = Trees(parse_model(drawn.text))
+    blocks = [np.ascontiguousarray(drawn.rows(rows).T) for rows in (1, 200, 500)]
+    return [[score.hex() for score in trees.score(block, trees.names).tolist()] for block in blocks]
+
+
 def test_a_processor_with_narrow_vectors_scores_the_same(tmp_path: Path) -> None:
-    plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
-    environment = {**os.environ, **plain, "PYTHONPATH": str(Path(__file__).parents[1])}
-    subprocess.run([sys.executable, "-c", PLAIN], env=environment, check=True)
+    assert printed_on_a_plain_processor(PLAIN, tmp_path) == str(few_scores())
 
 
 @pytest.mark.parametrize("leaves", [3000])

@@ -214,6 +214,28 @@ def test_a_service_counts_beside_its_requests_in_portions(world: World, monkeypa
         time.sleep(0.01)
 
 
+def test_counting_that_fails_beside_the_requests_leaves_the_old_counts(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, read = world.popular(1, filters=False, behind=True), world.table.read
+    assert world.names(source.propose(ask())) == ["good"]
+    world.add(*(watched(f"u{n}", "hit") for n in range(9)))
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(world.table, "read", broken)
+    deadline = time.monotonic() + 10
+    while "were not counted again" not in caplog.text:
+        assert world.names(source.propose(ask(now=101 * DAY + 6_000))) == ["good"]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    monkeypatch.setattr(world.table, "read", read)
+    while world.names(source.propose(ask(now=101 * DAY + 12_000))) != ["hit"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_the_last_resort_is_in_order_of_popularity_and_ends_with_what_nobody_has_counted(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,7 +280,8 @@ def test_the_order_may_be_asked_for_while_it_is_renewed(world: World) -> None:
     asking.start()
     try:
         for _ in range(300):
-            counts.renewed(counts.values, np.arange(3), counts.position, counts.now)
+            renewed = counts.renewed(counts.values, np.arange(3), counts.position, counts.now)
+            assert renewed.top(20).tolist() == counts.top(20).tolist()
     finally:
         ended.set()
         asking.join()

@@ -1,4 +1,4 @@
-"""Arrays as bare pointers, for inner compiled functions.
+"""Arrays as bare pointers, and what else the compiler's own language is needed for in inner functions.
 
 Passing arrays to them would count references with two atomic instructions per array and event, which cost more than
 the event itself. The caller of the outermost function keeps the arrays alive.
@@ -41,6 +41,17 @@ def ask_for_line(_context, data, index):  # type: ignore[no-untyped-def]
 
 
 prefetch: Any = intrinsic(ask_for_line)
+
+
+def splat(builder: Any, number: Any, kind: Any) -> Any:
+    """A vector of `kind`, every element of which is the same number."""
+    nothing = ir.Constant(kind, ir.Undefined)
+    one = builder.insert_element(nothing, number, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(
+        one, nothing, ir.Constant(ir.VectorType(ir.IntType(32), kind.count), [0] * kind.count)
+    )
+
+
 integers, reals, octets_of = pointer(types.int64), pointer(types.float64), pointer(types.uint8)
 words_of = pointer(types.uint64)
 rows_of = pointer(types.int32)

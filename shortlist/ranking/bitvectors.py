@@ -17,7 +17,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from shortlist.ranking.steps import octets, places, take_128, take_256, take_512
+from shortlist.features.pointers import octets_of, rows_of
+from shortlist.ranking.steps import take_128, take_256, take_512
 
 ZERO = float(np.float32(1e-35))
 """LightGBM takes every number this close to zero for zero (its kZeroThreshold, a float32)."""
@@ -136,8 +137,8 @@ def add_trees(planes, rows, step_plane, step_rank, step_mask, group_stop, tree_g
     lowest = np.empty(width, np.uint8)
     where = np.empty(width, np.uint16)
     least, greatest = extremes(planes, rows)
-    plane_p, of_p, rank_p, mask_p = octets(planes), places(step_plane), octets(step_rank), octets(step_mask)
-    least_p, greatest_p, left_p = octets(least), octets(greatest), octets(left)
+    plane_p, of_p, rank_p, mask_p = octets_of(planes), rows_of(step_plane), octets_of(step_rank), octets_of(step_mask)
+    least_p, greatest_p, left_p = octets_of(least), octets_of(greatest), octets_of(left)
     group, step = 0, 0
     for tree in range(len(tree_groups)):
         leaves = outputs[group * 8 :]

@@ -12,21 +12,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from shortlist.features.pointers import pointer
+from shortlist.features.pointers import splat
 
 WIDTH = 64
 """Rows in a vector, a byte each."""
-I8, I32, I64 = (ir.IntType(bits) for bits in (8, 32, 64))
+I8, I64 = ir.IntType(8), ir.IntType(64)
 ROWS = ir.VectorType(I8, WIDTH)
-
-octets, places = pointer(types.uint8), pointer(types.int32)
-
-
-def splat(builder: Any, byte: Any) -> Any:
-    """A vector of that byte alone."""
-    nothing = ir.Constant(ROWS, ir.Undefined)
-    one = builder.insert_element(nothing, byte, ir.Constant(I32, 0))
-    return builder.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(I32, WIDTH), [0] * WIDTH))
 
 
 def at(builder: Any, data: Any, vector: int) -> Any:
@@ -66,12 +57,12 @@ def stepping(vectors: int) -> Any:
 
             builder.position_at_end(look)
             start = builder.gep(planes, [builder.mul(plane, ir.Constant(I64, vectors * WIDTH))])
-            kept, above = [], splat(builder, rank)
+            kept, above = [], splat(builder, rank, ROWS)
             for vector, rows in enumerate(leaves):
                 held = builder.load(at(builder, start, vector))
                 held.align = 1
                 beyond = builder.icmp_unsigned(">", held, above)
-                kept.append(builder.select(beyond, builder.and_(rows, splat(builder, mask)), rows))
+                kept.append(builder.select(beyond, builder.and_(rows, splat(builder, mask, ROWS)), rows))
             builder.branch(following)
 
             builder.position_at_end(following)
@@ -89,7 +80,7 @@ def stepping(vectors: int) -> Any:
 
             builder.position_at_end(done)
             for vector, rows in enumerate(leaves):
-                builder.store(builder.and_(rows, splat(builder, of_all)), at(builder, left, vector)).align = 1
+                builder.store(builder.and_(rows, splat(builder, of_all, ROWS)), at(builder, left, vector)).align = 1
             return _context.get_dummy_value()
 
         return types.void(planes, planes_of, ranks, masks, least, greatest, first, stop, left), codegen

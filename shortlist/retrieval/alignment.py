@@ -37,11 +37,11 @@ class Alignment:
         """The catalogue index of each row, -1 for items that the catalogue does not know."""
         self._follow()
         items = self._items.values
-        if len(rows) and int(rows.max()) < len(items):
-            found: Items = items[rows]
-            return found
-        noted = rows < len(items)  # rows are added before it is noted here whose they are
-        return np.where(noted, items[np.where(noted, rows, 0)], np.int32(-1)) if len(items) else np.full_like(rows, -1)
+        unnoted = rows >= len(items)  # rows are added before it is noted here whose they are
+        found: Items = items[np.where(unnoted, 0, rows)] if len(items) else np.full_like(rows, -1)
+        if unnoted.any():
+            found[unnoted] = -1
+        return found
 
     def rows_of(self, items: Items) -> Rows:
         """The row of each catalogue index, -1 for items that the release does not know, and for -1."""

@@ -6,6 +6,7 @@ that an event has named since. Counts are kept as of one moment, and only those 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from shortlist.framing.durations import duration_ms
 from shortlist.retrieval.catalogue import Catalogue, Items
 from shortlist.retrieval.eligibility import Mask, within
 from shortlist.retrieval.vectors.index import greatest
+
+logger = logging.getLogger(__name__)
 
 PORTION, PAUSE_SECONDS = 512, 0.0005
 """Items that are counted at once, and the pause after them, where others read the table meanwhile."""
@@ -111,7 +114,7 @@ class Popularity:
                 counts = self._counts = self._counts or self._all(now)
         elif self._stale(counts, now) and self._counting.acquire(blocking=False):
             if self.behind:
-                Thread(target=self._follow, args=(counts, now), name="popularity", daemon=True).start()
+                Thread(target=self._follow_behind, args=(counts, now), name="popularity", daemon=True).start()
             else:
                 counts = self._follow(counts, now)
         return counts
@@ -128,6 +131,12 @@ class Popularity:
         finally:
             self._counting.release()
         return counts
+
+    def _follow_behind(self, counts: Counts, now: int) -> None:
+        try:
+            self._follow(counts, now)
+        except Exception:
+            logger.exception("popular items were not counted again; they are as popular as before")
 
     def _with(self, counts: Counts, changed: NDArray[np.intp], position: int, size: int, now: int) -> Counts:
         """Of `size` items, those that have changed counted again; all where time has gone too far."""

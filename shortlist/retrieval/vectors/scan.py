@@ -19,7 +19,7 @@ from numba import njit, types
 from numba.core import config
 from numba.extending import intrinsic
 
-from shortlist.features.pointers import pointer
+from shortlist.features.pointers import octets_of, pointer, rows_of, splat
 
 BLOCK = 64
 """Vectors of a block."""
@@ -30,7 +30,7 @@ STEEPEST = 127
 """The greatest weight that a signed byte holds."""
 OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 
-octets, words, fours = pointer(types.uint8), pointer(types.int16), pointer(types.int32)
+words = pointer(types.int16)
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 SUMS = ir.VectorType(I32, 16)
 LINES = BLOCK // 32
@@ -43,13 +43,6 @@ def has_byte_products() -> bool:
     if features is not None:
         return "+avx512vnni" in features
     return bool(llvm.get_host_cpu_features().get("avx512vnni", False))
-
-
-def splat(builder: Any, number: Any, kind: Any) -> Any:
-    """A vector of `kind`, every element of which is the same number."""
-    nothing = ir.Constant(kind, ir.Undefined)
-    one = builder.insert_element(nothing, number, ir.Constant(I32, 0))
-    return builder.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(I32, kind.count), [0] * kind.count))
 
 
 def constant(number: int, kind: Any) -> Any:
@@ -181,7 +174,7 @@ def scan(codes, step, count, weights, least, rows, scores):  # type: ignore[no-u
 
     Looks at every `step`-th block, of `count` vectors in all. Returns -1 when there is no room for what it finds.
     """
-    data, asked, quads = octets(codes), fours(weights), len(weights)
+    data, asked, quads = octets_of(codes), rows_of(weights), len(weights)
     sums = np.empty(BLOCK, np.int16)
     out, size, found = words(sums), quads * LINES * 64, 0
     for block in range(0, (count + BLOCK - 1) // BLOCK, step):

@@ -54,9 +54,9 @@ def fit_linear(
     served = Linear([term for term in linear.terms if term.column != PLACE], linear.bias)
     served.save(directory / LINEAR)
     figures = {"penalty": penalty, "log_loss": log_loss(weights @ design, acted, counts)}
-    if judge is None or validation is None:
+    if judge is None:
         return Fit("linear", figures)
-    scores = served.margin(validation.matrix, validation.names)
+    scores = served.margin(judge.data.matrix, judge.data.names)
     return Fit("linear", {**figures, "held_out_ndcg@10": float(judge.ndcg(weights).mean())}, scores=scores)
 
 
@@ -72,7 +72,8 @@ class Judge:
     def of(cls, data: RankingData, shape: Shape, placed: bool) -> Judge:
         """The rows in the shape of what was learned from, with the place or without."""
         if not placed:
-            return cls(data, shape.design(data.matrix), shape.design(data.matrix))
+            design = shape.design(data.matrix)
+            return cls(data, design, design)
         unplaced = replace(data, rank=None).with_place()
         return cls(data, shape.design(data.with_place().matrix), shape.design(unplaced.matrix))
 
