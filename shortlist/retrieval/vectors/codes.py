@@ -7,7 +7,7 @@ minimum distortion, IRE 1960). A query's product with all of them is a pass over
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +21,9 @@ Octets = NDArray[np.uint8]
 
 STEP = 0.3352
 """The width of 16 even steps that errs least, in standard deviations of a normal number."""
-SAMPLED = 512
-"""Blocks of codes that say how high the best sums are; the more, the fewer are found beyond what is wanted."""
+SAMPLES = (512, 32)
+"""Blocks of codes that say how high the best sums are; the more, the fewer are found beyond what is wanted. Which of
+their sums matter is said by a few of them."""
 CAUTION = 3.0
 """Standard deviations by which more must be expected than are wanted."""
 NOTHING = -MOST - 1
@@ -75,20 +76,28 @@ class Codes:
         return cls(weigh, np.concatenate(packed), count)
 
     def search(self, query: Vectors, k: int) -> Rows:
-        """The rows of all vectors that come up to some sum, in their order: the best ones, at least `min(k, count)`.
+        """The rows of all vectors that come up to some sum, in their order: the best ones, at least `min(k, count)`."""
+        return self._reaching(self._weights(query), 1, min(k, self.count), SAMPLES)[0]
+
+    def _reaching(
+        self, weights: NDArray[np.int32], step: int, wanted: int, samples: Sequence[int]
+    ) -> tuple[Rows, NDArray[np.int16]]:
+        """The rows of every `step`-th block that come up to some sum, and their sums: at least so many, if there are.
 
         A sample says which sum that is; where it promised too much, a lower one is tried.
         """
-        k, weights, step = min(k, self.count), self._weights(query), max(1, self.count // (BLOCK * SAMPLED))
-        sample = self._scan(weights, step, NOTHING, -(-self.count // step) + 2 * BLOCK)[1]
-        expected = k * len(sample) / max(self.count, 1)
-        beyond = expected + CAUTION * expected**0.5
+        every = -(-self.count // step) + 2 * BLOCK
+        if not samples:
+            return self._scan(weights, step, NOTHING, every)
+        fewer = max(step, self.count // (BLOCK * samples[0]))
+        expected = wanted * step / fewer
+        beyond = int(expected + CAUTION * expected**0.5)
+        sums = self._reaching(weights, fewer, beyond + 1, samples[1:])[1]
         while True:
-            least = nth_greatest(sample, int(beyond) + 1) if int(beyond) + 1 < len(sample) else NOTHING
-            room = int(min(2 * beyond / max(len(sample), 1), 1.0) * self.count) + BLOCK
-            rows, _ = self._scan(weights, 1, least, room)
-            if len(rows) >= k:
-                return rows
+            least = nth_greatest(sums, beyond + 1) if beyond < len(sums) else NOTHING
+            found = self._scan(weights, step, least, min(2 * beyond * fewer // step + BLOCK, every))
+            if len(found[0]) >= wanted or least == NOTHING:
+                return found
             beyond = 2 * beyond + 1
 
     def _scan(self, weights: NDArray[np.int32], step: int, least: int, room: int) -> tuple[Rows, NDArray[np.int16]]:
