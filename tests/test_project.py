@@ -29,7 +29,7 @@ from shortlist import (
 )
 
 user = Entity("user", age=int)
-film = Entity("film", title=str, genres=list[str])
+film = Entity("film", title=str, genres=list[str], published=int)
 watch = EventType("watch", user, film, stars=float | None)
 impression = Impression(user, film)
 history = watch.by(user).last("film", 50)

@@ -21,6 +21,7 @@ def test_sound_rules_have_no_problem() -> None:
         Fairness("genres", {"war": 0.2, "noir": 0.8}),
         Exclude(where=("title", "in", ["a", "b"]), since="2026-12-01", until="2026-12-24T18:00+01:00"),
         Boost(0.5, items=("7",)),
+        Boost(1.1, where=("published", "within", "3d")),
         Pin(where=WAR, at=3),
         Explore(2, among="popular", temperature=0.1),
     ]
@@ -59,6 +60,9 @@ MISTAKES: dict[str, tuple[Any, str, str]] = {
     "where": ([Exclude(where="war")], "Exclude.where is 'war'", "three parts"),  # type: ignore[arg-type]
     "where of what": ([Exclude(where=("genre", "==", "war"))], "the attribute 'genre'", "did you mean 'genres'?"),
     "comparison": ([Boost(2.0, where=("genres", ">", "war"))], "compares 'genres' with '>'", "== != in"),
+    "within what": ([Boost(2.0, where=("genres", "within", "3d"))], "compares 'genres' with 'within'", "== != in"),
+    "how long": ([Boost(2.0, where=("published", "within", "3 moons"))], "within '3 moons'", "a duration"),
+    "how long is 3": ([Boost(2.0, where=("published", "within", 3))], "within 3", "a duration"),
     "value": ([Exclude(where=("title", "==", 7))], "compares 'title' with 7", "a text"),
     "values": ([Exclude(where=("title", "in", "ab"))], "looks for 'title' in 'ab'", "a list"),
     "boost": ([Boost(0, where=WAR)], "Boost.factor is 0", "Exclude(...)"),

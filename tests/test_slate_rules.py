@@ -20,6 +20,7 @@ from shortlist.slate.targets import Pinned, WithPinned
 from tests.slate_world import NOW, Shelf, ask, films
 
 nan = float("nan")
+DAY_MS = 86_400_000
 BY = [{"creator": creator} for creator in "aaaabbc"]
 
 
@@ -281,6 +282,15 @@ def test_a_condition_holds_for_what_has_such_a_value_and_never_for_what_has_none
     everything = Candidates(np.array([0, 1, 2, 3, -1], np.int32))
     assert np.flatnonzero(~judge.keep(ask(5), everything)).tolist() == meant
     assert judge.keep(ask(5), NOTHING).tolist() == []
+
+
+def test_a_moment_is_within_a_duration_of_each_request() -> None:
+    shown = [{"year": NOW - 2 * DAY_MS}, {"year": NOW - 3 * DAY_MS}, {"year": NOW + 1}, {}]
+    (judge,) = exclusions([Exclude(where=("year", "within", "3d"))], films(shown))
+    everything = Candidates(np.array([0, 1, 2, 3, -1], np.int32))
+    assert np.flatnonzero(~judge.keep(ask(5), everything)).tolist() == [0, 2]
+    assert np.flatnonzero(~judge.keep(ask(5, now=NOW + DAY_MS), everything)).tolist() == [2]
+    assert np.flatnonzero(~judge.keep(ask(5, now=NOW - DAY_MS), everything)).tolist() == [0, 1, 2]
 
 
 def test_exclusions_by_name_and_of_the_callers_own_items() -> None:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from shortlist.events.schema import FieldType, value_type
+from shortlist.framing.durations import duration_ms
 from shortlist.framing.problems import Problem, nearest
 from shortlist.slate.specs import DPP, MMR, Boost, Cap, Explore, Fairness, Pin, RuleSpec, Target, moment_ms, names_of
 
 NUMERIC = ("int", "float", "bool")
 COMPARISONS = ("==", "!=", "<", "<=", ">", ">=", "in")
+OF_MOMENTS = (*COMPARISONS, "within")
 TEXT_COMPARISONS = ("==", "!=", "in")
 EXAMPLE = 'expected a rule, such as Cap("creator", 2)'
 
@@ -153,10 +155,15 @@ def _of_where(kind: str, where: Any, declared: Declared) -> Iterator[Problem]:
     if not _is_among(name, declared.attributes):
         yield from _of_attribute(kind, name, declared)
         return
-    known = COMPARISONS if _type(name, declared) in NUMERIC else TEXT_COMPARISONS
+    kind_of = _type(name, declared)
+    known = OF_MOMENTS if kind_of == "int" else COMPARISONS if kind_of in NUMERIC else TEXT_COMPARISONS
     if comparison not in known:
-        expected = f"expected one of {' '.join(known)} for a {_type(name, declared)}"
+        expected = f"expected one of {' '.join(known)} for a {kind_of}"
         yield declared.problem(f"{kind} compares {name!r} with {comparison!r}", expected)
+    if comparison == "within":
+        if not _is_duration(value):
+            yield declared.problem(f"{kind} looks for {name!r} within {value!r}", "expected a duration, such as '3d'")
+        return
     several = comparison == "in"
     if several and (isinstance(value, str) or not isinstance(value, Iterable)):
         yield declared.problem(f"{kind} looks for {name!r} in {value!r}", 'expected a list, such as ["Drama", "War"]')
@@ -180,6 +187,13 @@ def _type(name: str, declared: Declared) -> str:
 
 def _is_among(name: Any, known: Iterable[str]) -> bool:
     return isinstance(name, str) and name in known
+
+
+def _is_duration(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and duration_ms(value) > 0
+    except ValueError:
+        return False
 
 
 def _is_number(value: Any) -> bool:

@@ -13,7 +13,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 Where = tuple[str, str, Any]
-"""An attribute of the item, a comparison, a value: `("genres", "==", "Drama")`; of a list any value may compare."""
+"""An attribute of the item, a comparison, a value: `("genres", "==", "Drama")`; of a list any value may compare.
+
+An attribute that is a moment, ms UTC, may lie in the time before a request: `("published", "within", "3d")`.
+"""
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class Chosen:
         if not self.holds_at(query.now):
             return np.zeros(len(candidates), np.bool_)
         if self._condition is not None:
-            return self._condition.holds(candidates.items)
+            return self._condition.holds(candidates.items, query.now)
         if candidates.own is not None and query.items is not None:
             named = set(self.ids)
             return np.array([query.items[place] in named for place in candidates.own.tolist()], np.bool_)

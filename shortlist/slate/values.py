@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 
 from shortlist.features.entities import EVERYTHING_KNOWN, Entities
 from shortlist.features.hashing import hash_strings
+from shortlist.framing.durations import duration_ms
 from shortlist.slate.specs import Where
 
 Mask = NDArray[np.bool_]
 Items = NDArray[np.int32]
 
+WITHIN = "within"
+"""The comparison of a moment, ms UTC, with a duration: it is not as long ago as that."""
 COMPARISONS: Mapping[str, Callable[[Any, Any], Any]] = {
     "==": np.equal,
     "!=": np.not_equal,
@@ -75,15 +78,21 @@ def words_for(entities: Entities, name: str, values: Sequence[Any]) -> NDArray[A
 
 
 class Condition:
-    """Whether an attribute of an item compares with a value. A missing value never does."""
+    """Whether an attribute of an item compares with a value, or is a moment not long ago. A missing one never does."""
 
     def __init__(self, entities: Entities, where: Where) -> None:
         self.entities, (self.attribute, self.comparison, value) = entities, where
-        self.wanted = words_for(entities, self.attribute, list(value) if self.comparison == "in" else [value])
+        self.wanted: NDArray[Any]
+        if self.comparison == WITHIN:
+            self.wanted = np.array([duration_ms(value)])
+        else:
+            self.wanted = words_for(entities, self.attribute, list(value) if self.comparison == "in" else [value])
 
-    def holds(self, items: Items) -> Mask:
-        """True for each item of whose values one compares; for != all of them do."""
+    def holds(self, items: Items, now: int) -> Mask:
+        """True for each item of whose values one compares, as of `now` (ms UTC); for != all of them do."""
         found = values_of(self.entities, self.attribute, items)
+        if self.comparison == WITHIN:
+            return found.any(found.words > now - self.wanted[0])
         if self.comparison == "in":
             return found.any(np.isin(found.words, self.wanted))
         if self.comparison == "!=":
