@@ -54,4 +54,4 @@ def splat(builder: Any, number: Any, kind: Any) -> Any:
 
 integers, reals, octets_of = pointer(types.int64), pointer(types.float64), pointer(types.uint8)
 words_of = pointer(types.uint64)
-rows_of = pointer(types.int32)
+rows_of, numbers_of = pointer(types.int32), pointer(types.uint16)

@@ -17,14 +17,16 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from shortlist.features.pointers import octets_of, rows_of
-from shortlist.ranking.steps import take_128, take_256, take_512
+from shortlist.features.pointers import numbers_of, octets_of, reals, rows_of
+from shortlist.ranking.steps import RUNGS, below, take_128, take_256, take_512
 
 ZERO = float(np.float32(1e-35))
 """LightGBM takes every number this close to zero for zero (its kZeroThreshold, a float32)."""
 
 RANKS = 255
 """Thresholds per ladder: a rank among them, 0 to 255, fits a byte."""
+LADDER = RUNGS + RANKS + 1
+"""Numbers of a ladder: the last of every sixteen thresholds, then all of them, padded with infinity."""
 
 BLOCK = 512
 """Rows scored at a time: their planes stay in the fast caches."""
@@ -33,15 +35,13 @@ BLOCK = 512
 FEATURE, KIND, START, LENGTH, LOW, HIGH, TABLE_FIELDS = range(7)
 NEVER_MISSING, MISSING_ZERO, MISSING_NAN, CATEGORIES = 0, 4, 8, 9
 
-ONE = np.uint64(1)
-
 
 @dataclass(frozen=True)
 class BitVectors:
     """A model as arrays, ready for `add_scores`.
 
     A *plane* is one byte per row: the rank of the row's value in one table. A table is a ladder of 255 thresholds
-    (padded with infinity) or a set of categories (rank 0 inside, 1 outside); START and LENGTH say where in
+    (`LADDER`) or a set of categories (rank 0 inside, 1 outside); START and LENGTH say where in
     `thresholds` or `words` it lies. Missing values rank lowest in plane LOW and highest in plane HIGH, for the nodes
     at which they go left and right; -1 where no node needs that plane.
 
@@ -82,7 +82,7 @@ inner = njit(**INNER)
 @inner
 def rank_rows(matrix, positions, first, rows, tables, thresholds, words, planes):  # type: ignore[no-untyped-def]
     """Fill the planes for `rows` rows from `first` on."""
-    value = np.empty(rows)
+    value, ladders = np.empty(rows), reals(thresholds)
     rank = np.empty(rows, np.uint8)
     for table in range(len(tables)):
         kind, start = tables[table, KIND], tables[table, START]
@@ -99,14 +99,9 @@ def rank_rows(matrix, positions, first, rows, tables, thresholds, words, planes)
                 inside = inside and words[start + (category >> 5)] >> np.uint32(category & 31) & 1
                 planes[tables[table, LOW], row] = 0 if inside else 1
             continue
-        ladder = thresholds[start : start + RANKS]
-        for row in range(1 if alike else rows):  # binary search without a branch, since none of these can be predicted
-            x = value[row]
-            found = np.uint64(0)
-            for level in range(8):
-                stride = np.uint64(128 >> level)
-                found += np.uint64(ladder[found + (stride - ONE)] < x) * stride
-            rank[row] = found
+        for row in range(1 if alike else rows):
+            passed = below(ladders, start, value[row]) * RUNGS
+            rank[row] = passed + below(ladders, start + RUNGS + passed, value[row])
         if alike:  # what is said of the user is the same for every candidate
             rank[:] = rank[0]
         for field, extreme in ((LOW, np.uint8(0)), (HIGH, np.uint8(255))):
@@ -118,43 +113,25 @@ def rank_rows(matrix, positions, first, rows, tables, thresholds, words, planes)
 
 
 @inner
-def extremes(planes, rows):  # type: ignore[no-untyped-def]
-    """The least and the greatest rank of each plane; what lies beyond `rows` is padding."""
-    least, greatest = np.empty(len(planes), np.uint8), np.empty(len(planes), np.uint8)
-    for plane in range(len(planes)):
-        low, high = np.uint8(255), np.uint8(0)
-        for row in range(rows):
-            low, high = min(low, planes[plane, row]), max(high, planes[plane, row])
-        least[plane], greatest[plane] = low, high
-    return least, greatest
-
-
-@inner
-def add_trees(planes, rows, step_plane, step_rank, step_mask, group_stop, tree_groups, outputs, total):  # type: ignore[no-untyped-def]
+def add_trees(planes, step_plane, step_rank, step_mask, group_stop, tree_groups, outputs, total):  # type: ignore[no-untyped-def]
     """Add each tree's output to `total`, in the order of the trees."""
     width = planes.shape[1]
-    left = np.empty(width, np.uint8)
     lowest = np.empty(width, np.uint8)
     where = np.empty(width, np.uint16)
-    least, greatest = extremes(planes, rows)
     plane_p, of_p, rank_p, mask_p = octets_of(planes), rows_of(step_plane), octets_of(step_rank), octets_of(step_mask)
-    least_p, greatest_p, left_p = octets_of(least), octets_of(greatest), octets_of(left)
+    lowest_p, where_p = octets_of(lowest), numbers_of(where)
     group, step = 0, 0
     for tree in range(len(tree_groups)):
         leaves = outputs[group * 8 :]
         for number in range(tree_groups[tree]):
-            stop = group_stop[group]
+            stop, this = group_stop[group], np.uint16(number)
             if width == 128:
-                take_128(plane_p, of_p, rank_p, mask_p, least_p, greatest_p, step, stop, left_p)
+                take_128(plane_p, of_p, rank_p, mask_p, step, stop, this, lowest_p, where_p)
             elif width == 256:
-                take_256(plane_p, of_p, rank_p, mask_p, least_p, greatest_p, step, stop, left_p)
+                take_256(plane_p, of_p, rank_p, mask_p, step, stop, this, lowest_p, where_p)
             else:
-                take_512(plane_p, of_p, rank_p, mask_p, least_p, greatest_p, step, stop, left_p)
+                take_512(plane_p, of_p, rank_p, mask_p, step, stop, this, lowest_p, where_p)
             step = stop
-            for row in range(width):
-                some = left[row] != 0
-                lowest[row] = left[row] if some else lowest[row]
-                where[row] = np.uint16(number) if some else where[row]
             group += 1
         for row in range(width):  # the number of the lowest bit
             bit = lowest[row] & -lowest[row]
@@ -194,6 +171,6 @@ def add_scores(  # type: ignore[no-untyped-def]
         ranks = np.zeros((planes, width), np.uint8)
         total = np.zeros(width)
         rank_rows(matrix, positions, first, rows, tables, thresholds, words, ranks)
-        add_trees(ranks, rows, step_plane, step_rank, step_mask, group_stop, tree_groups, outputs, total)
+        add_trees(ranks, step_plane, step_rank, step_mask, group_stop, tree_groups, outputs, total)
         for row in range(rows):
             out[first + row] += total[row]

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shortlist.ranking.bitvectors import CATEGORIES, HIGH, LOW, NEVER_MISSING, RANKS, TABLE_FIELDS, BitVectors
+from shortlist.ranking.bitvectors import CATEGORIES, HIGH, LADDER, LOW, NEVER_MISSING, RANKS, TABLE_FIELDS, BitVectors
 from shortlist.ranking.model_text import CATEGORICAL, DEFAULT_LEFT, MISSING_TYPE, Model, Tree
+from shortlist.ranking.steps import RUNGS
 
 Integers = NDArray[np.int64]
 
@@ -96,13 +97,14 @@ class _Tables:
                 )
 
     def _add_ladder(self, feature: int, kind: int, thresholds: NDArray[np.float64], nodes: NDArray[np.intp]) -> None:
-        row = [feature, kind, RANKS * len(self.ladders), RANKS, -1, -1]
+        row = [feature, kind, LADDER * len(self.ladders), LADDER, -1, -1]
         goes_left = ((self.nodes.decision[nodes] & DEFAULT_LEFT) != 0) | (kind == NEVER_MISSING)
         for field, chosen in ((LOW, nodes[goes_left]), (HIGH, nodes[~goes_left])):
             if len(chosen):
                 row[field] = self.plane[chosen] = self._new_plane()
         self.rows.append(row)
-        self.ladders.append(np.append(thresholds, np.full(RANKS - len(thresholds), np.inf)))
+        padded = np.append(thresholds, np.full(RANKS + 1 - len(thresholds), np.inf))
+        self.ladders.append(np.append(padded[RUNGS - 1 :: RUNGS], padded))
 
     def add_categories(self) -> None:
         """One table for every set of categories of each feature."""
