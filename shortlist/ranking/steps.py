@@ -21,7 +21,7 @@ WIDTH = 64
 """Rows in a vector, a byte each."""
 RUNGS = 16
 """Thresholds that a value is compared with at once."""
-I8, I16, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(64)
+I1, I8, I16, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(64)
 ROWS, NUMBERS = ir.VectorType(I8, WIDTH), ir.VectorType(I16, WIDTH)
 
 
@@ -84,6 +84,27 @@ def stepping(vectors: int) -> Any:
     return intrinsic(taken)
 
 
+def leaves_at(vectors: int) -> Any:
+    """An intrinsic that makes of the number of each row's group, in `where`, that of its leaf: the lowest in `lowest`."""
+
+    def numbered(_context, lowest, where):  # type: ignore[no-untyped-def]
+        def codegen(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+            lowest, where = arguments
+            name, kind = "llvm.cttz.v64i8", ir.FunctionType(ROWS, [ROWS, I1])
+            lowest_bits = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+            for vector in range(vectors):
+                held = read(builder, at(builder, lowest, vector, ROWS))
+                bits = builder.call(lowest_bits, [held, ir.Constant(I1, 1)])
+                place = at(builder, where, vector, NUMBERS)
+                first = builder.mul(read(builder, place), ir.Constant(NUMBERS, [8] * WIDTH))
+                builder.store(builder.add(first, builder.zext(bits, NUMBERS)), place).align = 1
+            return _context.get_dummy_value()
+
+        return types.void(lowest, where), codegen
+
+    return intrinsic(numbered)
+
+
 def those_below(_context, ladder, place, value):  # type: ignore[no-untyped-def]
     """How many of the sixteen numbers of `ladder` from `place` on are less than the value."""
 
@@ -100,3 +121,4 @@ def those_below(_context, ladder, place, value):  # type: ignore[no-untyped-def]
 
 below: Any = intrinsic(those_below)
 take_128, take_256, take_512 = (stepping(rows // WIDTH) for rows in (128, 256, 512))
+leaves_128, leaves_256, leaves_512 = (leaves_at(rows // WIDTH) for rows in (128, 256, 512))
