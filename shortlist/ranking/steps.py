@@ -85,7 +85,7 @@ def stepping(vectors: int) -> Any:
 
 
 def leaves_at(vectors: int) -> Any:
-    """An intrinsic that makes of the number of each row's group, in `where`, that of its leaf: the lowest in `lowest`."""
+    """An intrinsic that makes of each row's group in `where` the number of its leaf, the lowest one of `lowest`."""
 
     def numbered(_context, lowest, where):  # type: ignore[no-untyped-def]
         def codegen(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
