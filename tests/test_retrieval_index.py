@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from shortlist.retrieval.vectors import costs
 from shortlist.retrieval.vectors.index import CODES, FACTS, VECTORS, WEIGH, Among, Index, Vectors
 from shortlist.retrieval.vectors.ladder import FACTORS, LADDER, build_index, climb, recall_of
+from shortlist.retrieval.vectors.order import greatest
 
 
 def clustered(n: int, dimensions: int, seed: int = 0) -> Vectors:
@@ -30,6 +31,16 @@ def brute_force(vectors: Vectors, queries: Vectors, k: int) -> np.ndarray[tuple[
 @pytest.fixture(scope="module")
 def coded() -> Index:
     return build_index(clustered(20_000, 48), k=50, exact_below=1_000)
+
+
+@given(
+    st.lists(st.floats(width=32, allow_nan=False) | st.sampled_from([0.0, -0.0, 0.5, -0.5]), max_size=60),
+    st.integers(0, 70),
+    st.integers(1, 80),
+)
+def test_the_greatest_products_come_first_and_ties_in_order_of_place(some: list[float], k: int, times: int) -> None:
+    products = np.array(some * times, np.float32)
+    assert greatest(products, k).tolist() == np.argsort(-products, kind="stable")[:k].tolist()
 
 
 @given(st.integers(1, 30), st.integers(1, 9), st.integers(0, 40), st.integers(0, 1000))

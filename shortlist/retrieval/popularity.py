@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from shortlist.framing.durations import duration_ms
 from shortlist.retrieval.catalogue import Catalogue, Items
 from shortlist.retrieval.eligibility import Mask, within
-from shortlist.retrieval.vectors.index import greatest
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +61,7 @@ class Counts:
             found = found[within(mask, found)]
             if len(found) >= n:
                 return found
-        items = np.flatnonzero(mask[: len(self)])
-        return items[greatest(self.values[items], n)].astype(np.int32)
+        return self._first(np.flatnonzero(mask[: len(self)]), n)
 
     def renewed(self, values: NDArray[np.float64], changed: NDArray[np.intp], position: int, now: int) -> Counts:
         """These counts where some have `changed`, none of them downwards; `values` may be of more items.

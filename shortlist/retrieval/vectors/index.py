@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from shortlist.retrieval.vectors import costs
 from shortlist.retrieval.vectors.codes import Codes
+from shortlist.retrieval.vectors.order import greatest
 from shortlist.retrieval.vectors.products import Kept, products
 
 Vectors = NDArray[np.float32]
@@ -227,15 +228,6 @@ def read_vectors(path: Path, n: int, dimensions: int) -> Kept:
             if file.readinto(part) != len(part):
                 raise ValueError(f"{path} is cut short")
     return vectors
-
-
-def greatest(products: NDArray[np.floating[Any]], k: int) -> NDArray[np.intp]:
-    """The places of the `k` greatest of some numbers, greatest first; ties in order of place."""
-    chosen = np.arange(len(products))
-    if k < len(products):
-        chosen = np.flatnonzero(products >= np.partition(products, len(products) - k)[len(products) - k])
-    order: NDArray[np.intp] = chosen[np.argsort(-products[chosen], kind="stable")][:k]
-    return order
 
 
 def checksum(path: Path) -> int:

@@ -14,7 +14,8 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from shortlist.retrieval.vectors.index import Among, Index, Mask, Rows, Vectors, greatest
+from shortlist.retrieval.vectors.index import Among, Index, Mask, Rows, Vectors
+from shortlist.retrieval.vectors.order import greatest
 from shortlist.retrieval.vectors.products import products
 
 ROOM = 256
