@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from shortlist.pipeline.pace import Pace
 from shortlist.pipeline.query import Deadline
@@ -15,8 +15,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One call of a stage. `kept` is how many candidates it returned; `outcome` is done, skipped or failed."""
 
     verb: str
