@@ -9,10 +9,10 @@ from numba import njit
 from numpy.typing import NDArray
 
 from shortlist.features.hashing import Hashes
-from shortlist.features.pointers import prefetch, words_of
+from shortlist.features.pointers import integers, prefetch, words_of
 
 AHEAD = 16
-"""While one key is looked up, the slot of the one so many places later is fetched."""
+"""While one key or version is looked up, what says where the one so many places later lies is fetched."""
 options: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
@@ -104,8 +104,10 @@ def numbers_at(numbers, versions, out):  # type: ignore[no-untyped-def]
 @njit("int64(int64[::1], int32[::1], int64[::1])", **options)
 def lengths_at(stops, versions, lengths):  # type: ignore[no-untyped-def]
     """How many values each version (1-based) has, none for version 0; and all together."""
-    total = 0
+    total, stop_p = 0, integers(stops)
     for i in range(len(versions)):
+        if i + AHEAD < len(versions):
+            prefetch(stop_p, np.int64(versions[i + AHEAD]))
         version = versions[i]
         lengths[i] = 0
         if version > 0:
@@ -117,8 +119,10 @@ def lengths_at(stops, versions, lengths):  # type: ignore[no-untyped-def]
 @njit("void(int64[::1], uint64[::1], int32[::1], int64[::1], uint64[::1])", **options)
 def values_at(stops, pool, versions, lengths, out):  # type: ignore[no-untyped-def]
     """The values of all versions, one after the other; `lengths` are what `lengths_at` found."""
-    place = 0
+    place, pool_p = 0, words_of(pool)
     for i in range(len(versions)):
+        if i + AHEAD < len(versions) and versions[i + AHEAD] > 0:
+            prefetch(pool_p, stops[versions[i + AHEAD] - 1])
         start = stops[versions[i] - 1] - lengths[i] if lengths[i] > 0 else 0
         for number in range(lengths[i]):
             out[place] = pool[start + number]
