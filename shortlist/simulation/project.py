@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from shortlist import (
+    Boost,
     Entity,
     EventType,
     Explore,
@@ -35,10 +36,27 @@ like = EventType("like", user, item)
 hide = EventType("hide", user, item)
 
 
+def age_days(now: Any, published: Any) -> Any:
+    """How many days ago a moment was, from 0 on."""
+    return np.maximum(now - published, 0) / DAY_MS
+
+
 @request_feature
 def item_newness(now: Any, item_published: Any) -> Any:
     """How new the item is: less by one for every e-fold of its age, from a day on."""
-    return -np.log1p(np.maximum(now - item_published, 0) / DAY_MS)
+    return -np.log1p(age_days(now, item_published))
+
+
+@request_feature
+def item_of_today(now: Any, item_published: Any) -> Any:
+    """How new the item is: 1 at first, less by 1 / e for every day."""
+    return np.exp(-age_days(now, item_published))
+
+
+@request_feature
+def item_of_this_week(now: Any, item_published: Any) -> Any:
+    """How new the item is: 1 at first, less by 1 / e for every seven days."""
+    return np.exp(-age_days(now, item_published) / 7)
 
 
 # Few columns, on purpose: the factorisation machine's score says what a user thinks of an item. What else predicts
@@ -46,6 +64,8 @@ def item_newness(now: Any, item_published: Any) -> Any:
 features: list[Feature] = [
     ratio(click.by(user).count("30d"), impression.by(user).count("30d"), prior=20).named("user_click_rate_30d"),
     item_newness,
+    item_of_today,
+    item_of_this_week,
 ]
 
 project = Project(
@@ -70,5 +90,8 @@ project = Project(
         ),
     ],
     rankers=[LogisticRegression()],
-    slate=[Explore(1, among="fresh", temperature=0.04)],
+    slate=[
+        Boost(1.1, where=("published", "within", "3d")),  # half of what makes an item good shows later
+        Explore(1, among="fresh", temperature=0.04),
+    ],
 )
