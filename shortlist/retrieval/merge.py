@@ -22,18 +22,18 @@ def interleave(items, stops, quotas, slots, merged, ranks):  # type: ignore[no-u
     each item that came up and its place, -1 where there is none.
     """
     count, mask = 0, len(slots) - 1
-    heads = np.zeros(len(stops), np.int64)
-    heads[1:] = stops[:-1]
-    starts = heads.copy()
+    starts, heads, places = np.zeros(len(stops), np.int64), np.zeros(len(stops), np.int64), np.empty(len(stops))
+    starts[1:] = stops[:-1]
+    for source in range(len(stops)):
+        heads[source], places[source] = starts[source], 1.0 / quotas[source]
     for _ in range(len(items)):
-        best, at = -1, np.inf
+        best = -1
         for source in range(len(stops)):
-            if heads[source] < stops[source]:
-                place = (heads[source] - starts[source] + 1) / quotas[source]
-                if best < 0 or place < at:
-                    best, at = source, place
+            if heads[source] < stops[source] and (best < 0 or places[source] < places[best]):
+                best = source
         item, rank = items[heads[best]], heads[best] - starts[best] + 1
         heads[best] += 1
+        places[best] = (rank + 1) / quotas[best]
         slot = (item * 0x9E3779B1 >> 7) & mask
         while slots[slot, 0] != item and slots[slot, 0] >= 0:
             slot = (slot + 1) & mask
