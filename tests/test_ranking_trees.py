@@ -358,6 +358,11 @@ def test_what_is_no_tree_is_refused(changes: dict[str, str], complaint: str) -> 
 FUZZED = Drawn(12, 4, 3, 20).text
 
 
+def test_features_of_one_name_are_refused() -> None:
+    with pytest.raises(ModelTextError, match="feature_names: found 'a' twice"):
+        parse_model(small().replace("feature_names=a b", "feature_names=a a"))
+
+
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_damage_is_refused_or_harmless(data: st.DataObject) -> None:

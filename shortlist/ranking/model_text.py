@@ -78,6 +78,9 @@ def parse_model(text: str, place: str = "model text") -> Model:
     if len(names) != header.integer("max_feature_idx") + 1:
         expected = header.integer("max_feature_idx") + 1
         raise header.error("feature_names", f"found {len(names)} names; max_feature_idx says {expected}")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise header.error("feature_names", f"found {twice!r} twice; expected a name of its own for every feature")
     if header.integer("num_tree_per_iteration") != 1:
         raise header.error("num_tree_per_iteration", "a multiclass model has no single score; train with one class")
     sizes = header.optional("tree_sizes").split()
