@@ -37,12 +37,8 @@ def test_rows_and_items_that_do_not_know_each_other_yet_are_nobodys() -> None:
     alignment = Alignment(Known(hash_strings(["b", "gone", "a"])), catalogue)
     ids = table.entities["film"].ids
     a, b = ids.index("a"), ids.index("b")
-    assert alignment.items_of(np.array([0, 1, 2, 3], np.int32)).tolist() == [
-        b,
-        -1,
-        a,
-        -1,
-    ]  # row 3 is there, and it is not noted yet whose it is
+    rows = np.arange(4, dtype=np.int32)  # row 3 is there, and it is not noted yet whose it is
+    assert alignment.items_of(rows).tolist() == [b, -1, a, -1]
     items = np.array([a, b, ids.index("new"), -1], np.int32)
     assert alignment.rows_of(items).tolist() == [2, 0, -1, -1]
     alignment.add(items[2:3], np.array([3], np.int32))

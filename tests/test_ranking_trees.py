@@ -147,10 +147,10 @@ def test_a_processor_with_narrow_vectors_scores_the_same(tmp_path: Path) -> None
     assert printed_on_a_plain_processor(PLAIN, tmp_path) == str(few_scores())
 
 
-@pytest.mark.parametrize("leaves", [3000])
-def test_a_chain_of_thousands_of_leaves(leaves: int) -> None:
+@pytest.mark.parametrize(("leaves", "chain"), [(3_000, True), (100_000, False)])
+def test_a_tree_of_thousands_of_leaves(leaves: int, chain: bool) -> None:
     drawn = Drawn(1, 3, 1, 2)
-    drawn.chain, drawn.categorical = True, np.zeros(3, np.bool_)
+    drawn.chain, drawn.categorical = chain, np.zeros(3, np.bool_)
     drawn.rng = np.random.default_rng(4)
     section = drawn.tree(0, leaves)
     head, _, _ = drawn.text.partition("tree_sizes=")
@@ -355,12 +355,12 @@ def test_what_is_no_tree_is_refused(changes: dict[str, str], complaint: str) -> 
         parse_model(small(**changes))
 
 
-FUZZED = Drawn(12, 4, 3, 20).text
-
-
 def test_features_of_one_name_are_refused() -> None:
     with pytest.raises(ModelTextError, match="feature_names: found 'a' twice"):
         parse_model(small().replace("feature_names=a b", "feature_names=a a"))
+
+
+FUZZED = Drawn(12, 4, 3, 20).text
 
 
 @settings(max_examples=300, deadline=None)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shortlist.pipeline.candidates import NOTHING, Candidates
+from shortlist.simulation.behaviour import DAY_MS
 from shortlist.slate.assembly import exclusions
 from shortlist.slate.constraints import exposures
 from shortlist.slate.specs import MMR, Boost, Cap, Exclude, Explore, Fairness, Pin, RuleSpec, names_of
@@ -20,7 +21,6 @@ from shortlist.slate.targets import Pinned, WithPinned
 from tests.slate_world import NOW, Shelf, ask, films
 
 nan = float("nan")
-DAY_MS = 86_400_000
 BY = [{"creator": creator} for creator in "aaaabbc"]
 
 

@@ -18,7 +18,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from shortlist.features.pointers import numbers_of, octets_of, reals, rows_of
-from shortlist.ranking.steps import RUNGS, below, leaves_128, leaves_256, leaves_512, take_128, take_256, take_512
+from shortlist.ranking.steps import RUNGS, WIDTH, below, number_lowest_bits, take_128, take_256, take_512
 
 ZERO = float(np.float32(1e-35))
 """LightGBM takes every number this close to zero for zero (its kZeroThreshold, a float32)."""
@@ -133,14 +133,10 @@ def add_trees(planes, step_plane, step_rank, step_mask, group_stop, tree_groups,
                 take_512(plane_p, of_p, rank_p, mask_p, step, stop, this, lowest_p, where_p)
             step = stop
             group += 1
-        if width == 128:
-            leaves_128(lowest_p, where_p)
-        elif width == 256:
-            leaves_256(lowest_p, where_p)
-        else:
-            leaves_512(lowest_p, where_p)
+        for first in range(0, width, WIDTH):
+            number_lowest_bits(lowest_p, first)
         for row in range(width):
-            total[row] += leaves[np.uint64(where[row])]
+            total[row] += leaves[np.uint64(where[row]) * np.uint64(8) + np.uint64(lowest[row])]
 
 
 @njit(

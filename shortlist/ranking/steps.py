@@ -1,10 +1,9 @@
 """What vectors of a processor's whole width do: the steps of one group of leaves, and the ranks of values.
 
-All rows of a block take a step at once, and what is left of their leaves stays in registers. A value is compared with
-sixteen thresholds at once, twice: halving the interval eight times waits for one comparison after the other.
-
-numba's loops would load and store it at every step, and stop at half of the width of a processor's vectors. Any
-processor can do it: a vector of 64 bytes becomes as many as it takes.
+All rows of a block take a step at once, and what is left of their leaves stays in registers; numba's loops would load
+and store it at every step, and stop at half of that width. A value is compared with sixteen thresholds at once, twice:
+halving the interval eight times waits for one comparison after the other. Any processor can do it: a vector of 64
+bytes becomes as many as it takes.
 """
 
 from __future__ import annotations
@@ -84,25 +83,20 @@ def stepping(vectors: int) -> Any:
     return intrinsic(taken)
 
 
-def leaves_at(vectors: int) -> Any:
-    """An intrinsic that makes of each row's group in `where` the number of its leaf, the lowest one of `lowest`."""
+def in_place_of_bits(_context, data, first):  # type: ignore[no-untyped-def]
+    """Puts in the place of each of the 64 bytes of `data` from `first` on the number of its lowest bit."""
 
-    def numbered(_context, lowest, where):  # type: ignore[no-untyped-def]
-        def codegen(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
-            lowest, where = arguments
-            name, kind = "llvm.cttz.v64i8", ir.FunctionType(ROWS, [ROWS, I1])
-            lowest_bits = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-            for vector in range(vectors):
-                held = read(builder, at(builder, lowest, vector, ROWS))
-                bits = builder.call(lowest_bits, [held, ir.Constant(I1, 1)])
-                place = at(builder, where, vector, NUMBERS)
-                first = builder.mul(read(builder, place), ir.Constant(NUMBERS, [8] * WIDTH))
-                builder.store(builder.add(first, builder.zext(bits, NUMBERS)), place).align = 1
-            return _context.get_dummy_value()
+    def codegen(_context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+        name, kind = f"llvm.cttz.v{WIDTH}i8", ir.FunctionType(ROWS, [ROWS, I1])
+        trailing_zeros = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        place = builder.bitcast(builder.gep(arguments[0], [arguments[1]]), ROWS.as_pointer())
+        builder.store(builder.call(trailing_zeros, [read(builder, place), ir.Constant(I1, 1)]), place).align = 1
+        return _context.get_dummy_value()
 
-        return types.void(lowest, where), codegen
+    return types.void(data, first), codegen
 
-    return intrinsic(numbered)
+
+number_lowest_bits: Any = intrinsic(in_place_of_bits)
 
 
 def those_below(_context, ladder, place, value):  # type: ignore[no-untyped-def]
@@ -121,4 +115,3 @@ def those_below(_context, ladder, place, value):  # type: ignore[no-untyped-def]
 
 below: Any = intrinsic(those_below)
 take_128, take_256, take_512 = (stepping(rows // WIDTH) for rows in (128, 256, 512))
-leaves_128, leaves_256, leaves_512 = (leaves_at(rows // WIDTH) for rows in (128, 256, 512))

@@ -155,10 +155,10 @@ def _of_where(kind: str, where: Any, declared: Declared) -> Iterator[Problem]:
     if not _is_among(name, declared.attributes):
         yield from _of_attribute(kind, name, declared)
         return
-    kind_of = _type(name, declared)
-    known = OF_MOMENTS if kind_of == "int" else COMPARISONS if kind_of in NUMERIC else TEXT_COMPARISONS
+    declared_type = _type(name, declared)
+    known = OF_MOMENTS if declared_type == "int" else COMPARISONS if declared_type in NUMERIC else TEXT_COMPARISONS
     if comparison not in known:
-        expected = f"expected one of {' '.join(known)} for a {kind_of}"
+        expected = f"expected one of {' '.join(known)} for a {declared_type}"
         yield declared.problem(f"{kind} compares {name!r} with {comparison!r}", expected)
     if comparison == "within":
         if not _is_duration(value):

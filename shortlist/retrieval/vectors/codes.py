@@ -94,8 +94,10 @@ class Codes:
         beyond = int(expected + CAUTION * expected**0.5)
         sums = self._reaching(weights, fewer, beyond + 1, samples[1:])[1]
         while True:
-            least = nth_greatest(sums, beyond + 1) if beyond < len(sums) else NOTHING
-            found = self._scan(weights, step, least, min(2 * beyond * fewer // step + BLOCK, every))
+            least, room = NOTHING, every
+            if beyond < len(sums):
+                least, room = nth_greatest(sums, beyond + 1), min(2 * beyond * fewer // step + BLOCK, every)
+            found = self._scan(weights, step, least, room)
             if len(found[0]) >= wanted or least == NOTHING:
                 return found
             beyond = 2 * beyond + 1

@@ -65,4 +65,4 @@ def greatest(products, k):  # type: ignore[no-untyped-def]
             counts[value] += 1
         keys, sorted_keys = sorted_keys, keys
         places, sorted_places = sorted_places, places
-    return places[: max(min(k, enough), 0)].copy()
+    return places[: min(k, enough)].copy()
