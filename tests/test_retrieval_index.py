@@ -33,8 +33,12 @@ def coded() -> Index:
     return build_index(clustered(20_000, 48), k=50, exact_below=1_000)
 
 
+NEAR = [0.0, -0.0, *(sign * (0.5 + step * 2.0**-24) for sign in (1, -1) for step in (0, 1, 2, 2**11, 2**12))]
+"""Numbers that are equal, or differ in one digit of the order alone."""
+
+
 @given(
-    st.lists(st.floats(width=32, allow_nan=False) | st.sampled_from([0.0, -0.0, 0.5, -0.5]), max_size=60),
+    st.lists(st.floats(width=32, allow_nan=False) | st.sampled_from(NEAR), max_size=60),
     st.integers(0, 70),
     st.integers(1, 80),
 )

@@ -92,8 +92,8 @@ class Codes:
         fewer = max(step, self.count // (BLOCK * samples[0]))
         expected = wanted * step / fewer
         beyond = int(expected + CAUTION * expected**0.5)
-        sums = self._reaching(weights, fewer, beyond + 1, samples[1:])[1]
         while True:
+            sums = self._reaching(weights, fewer, beyond + 1, samples[1:])[1]
             least, room = NOTHING, every
             if beyond < len(sums):
                 least, room = nth_greatest(sums, beyond + 1), min(2 * beyond * fewer // step + BLOCK, every)
