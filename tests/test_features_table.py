@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -394,3 +397,42 @@ def test_hashes_do_not_collide() -> None:
     for bits in (hashes & 1023, hashes >> np.uint64(54)):
         counts = np.bincount(bits.astype(np.int64), minlength=1024)
         assert abs(counts - len(names) / 1024).max() < 6 * math.sqrt(len(names) / 1024)
+
+
+CROWDED = """
+import sys, threading, time
+import numpy as np
+from tests.test_features_table import NOW, known_films
+sys.setswitchinterval(1e-4)
+table, ids = known_films()
+expected, over = table.read(ids, NOW).values, threading.Event()
+
+def allocate():
+    while not over.is_set():
+        np.full(len(ids["film"]), 2**40)
+
+threads = [threading.Thread(target=allocate) for _ in range(2)]
+for thread in threads:
+    thread.start()
+end, same = time.monotonic() + 2, True
+while time.monotonic() < end:
+    same = same and np.array_equal(table.read(ids, NOW).values, expected, equal_nan=True)
+over.set()
+print(same)
+"""
+
+
+def known_films() -> tuple[FeatureTable, dict[str, Any]]:
+    log, table = MemoryLog([watch]), FeatureTable(FeatureSet([watch.by(film).mean("seconds", "1h")], [user, film]))
+    log.subscribe(table.update)
+    films = [f"f{number}" for number in range(500)]
+    log.append(
+        [{"kind": "watch", "at": NOW, "user": "u", "film": name, "seconds": 1.0, "device": "tv"} for name in films]
+    )
+    return table, {"film": hash_strings(films)}
+
+
+def test_a_read_keeps_its_memory_to_itself_while_other_threads_ask_for_some() -> None:
+    crowded = {**os.environ, "MALLOC_ARENA_MAX": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", CROWDED], env=crowded, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr[-2_000:]

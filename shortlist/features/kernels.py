@@ -221,20 +221,20 @@ def read(  # type: ignore[no-untyped-def]
 
 @njit(
     "void(Array(uint64, 1, 'C', readonly=True), uint64[:,::1], int64[::1], int64[:,::1], int64[:,::1], int64[::1],"
-    " int64, int64, float64[:,:], int64[:,::1], int64)",
+    " int64, int64, float64[:,:], int64[:,::1], uint8[::1])",
     cache=True,
     **options,
 )
-def answer(keys, slots, moments, tilesets, outputs, state, words, copies, out, lists, widest):  # type: ignore[no-untyped-def]
+def answer(keys, slots, moments, tilesets, outputs, state, words, copies, out, lists, registers):  # type: ignore[no-untyped-def]
     """What `walk` answers to reads that know everything: read i is of `keys[i]` as of its moment, or the one for all.
 
     `slots` say which row of `state` a key has (`index.KeyIndex`). It is written to `out[:, i]` (and the next
-    `copies` - 1 columns) and `lists[i]`. `widest` is the size of the widest HyperLogLog.
+    `copies` - 1 columns) and `lists[i]`. `registers` is scratch space for the widest HyperLogLog.
     """
     asked, each, mask = len(keys), np.int64(len(moments) > 1), np.uint64(len(slots) - 1)
     step, apart, list_words = out.strides[0] // 8, out.strides[1] // 8, lists.shape[1]
-    found, registers = np.empty(asked, np.int64), np.empty(widest, np.uint8)
-    tileset_p, output_p, slot_p, found_p = integers(tilesets), integers(outputs), words_of(slots), integers(found)
+    found = np.empty(asked, np.int64)
+    tileset_p, output_p, slot_p = integers(tilesets), integers(outputs), words_of(slots)
     state_p, real_p, octets_p = integers(state), reals(state), octets_of(state)
     out_p, list_p, registers_p, moment_p = reals(out), integers(lists), octets_of(registers), integers(moments)
     for i in range(asked):
@@ -244,14 +244,14 @@ def answer(keys, slots, moments, tilesets, outputs, state, words, copies, out, l
         while slot_p[2 * place] != key and slot_p[2 * place] != np.uint64(0):
             place = (place + 1) & np.int64(mask)
         known = key != np.uint64(0) and slot_p[2 * place] == key
-        found_p[i] = np.int64(slot_p[2 * place + 1]) * words if known else 0
+        found[i] = np.int64(slot_p[2 * place + 1]) * words if known else 0
     for i in range(asked):
         if i + AHEAD < asked:
-            ahead = found_p[i + AHEAD]
+            ahead = found[i + AHEAD]
             for word in range(ahead, ahead + min(words, MOST_AHEAD), 8):
                 prefetch(state_p, word)
         read(
-            tileset_p, output_p, len(outputs), state_p, real_p, octets_p, found_p[i], moment_p[i * each],
+            tileset_p, output_p, len(outputs), state_p, real_p, octets_p, found[i], moment_p[i * each],
             out_p, i * apart, step, copies, apart, list_p, i * list_words, registers_p,
         )  # fmt: skip
 

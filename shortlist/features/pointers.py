@@ -1,7 +1,8 @@
 """Arrays as bare pointers, and what else the compiler's own language is needed for in inner functions.
 
 Passing arrays to them would count references with two atomic instructions per array and event, which cost more than
-the event itself. The caller of the outermost function keeps the arrays alive.
+the event itself. The caller of the outermost function keeps the arrays alive. One that is made in there is freed behind
+its last use as an array, whatever pointers there are to it: do not take the pointer of an array that is not used later.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class GroupState:
         lists = np.empty((len(keys), plan.list_words), np.int64)
         answer(
             keys, self.index.slots, moments, self.group.tilesets, plan.outputs, self.rows.reshape(-1), self.words,
-            copies, out, lists, plan.widest,
+            copies, out, lists, np.empty(plan.widest, np.uint8),
         )  # fmt: skip
         if owners is not None:
             average(out, np.searchsorted(owners, np.arange(length + 1)), plan.targets, matrix)
