@@ -30,8 +30,8 @@ from shortlist.titles import titles
 from shortlist.training.releases import Release
 
 MARK = ".shortlist-demo"
-RANKING = "import shortlist.ranking.bitvectors"
-"""Compiles the trees' kernel, on a new machine, in a process of its own while the sources learn."""
+RANKING = "import shortlist.ranking.standard, shortlist.ranking.bitvectors"
+"""Compiles the rankers' kernels, on a new machine, in a process of its own while the sources learn."""
 RECENT = 200_000
 """Events at the end of the log among which the demo looks for somebody to ask for."""
 

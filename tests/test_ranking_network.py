@@ -17,9 +17,10 @@ from shortlist.pipeline.stages import Decision
 from shortlist.pipeline.trace import Paces, Trace
 from shortlist.ranking.calibration import Head
 from shortlist.ranking.linear import Linear, Term
-from shortlist.ranking.network import FAR, Input, Inputs, Network, NetworkError, save_facts
+from shortlist.ranking.network import Network, NetworkError, save_facts
 from shortlist.ranking.scorer import MissingColumnsError
 from shortlist.ranking.scoring import RankerStage
+from shortlist.ranking.standard import FAR, Input, Inputs
 from shortlist.training.rankers.network_model import DeepCrossNetwork, write_onnx
 
 INPUTS = [Input("a", 0.0, 1.0, 2.0, True), Input("b", 1.0, 0.5, 1.5, False), Input("c", 0.0, 0.0, 1.0, True)]

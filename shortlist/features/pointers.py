@@ -56,3 +56,19 @@ def splat(builder: Any, number: Any, kind: Any) -> Any:
 integers, reals, octets_of = pointer(types.int64), pointer(types.float64), pointer(types.uint8)
 words_of = pointer(types.uint64)
 rows_of, numbers_of = pointer(types.int32), pointer(types.uint16)
+
+
+def same_bits(came: Any, becomes: Any) -> Any:
+    """An intrinsic that takes the 64 bits of a number of one type for those of a number of another."""
+
+    @intrinsic
+    def taken(_context, number):  # type: ignore[no-untyped-def]  # noqa: ARG001
+        def codegen(context, builder, _signature, arguments):  # type: ignore[no-untyped-def]
+            return builder.bitcast(arguments[0], context.get_value_type(becomes))
+
+        return becomes(came), codegen
+
+    return taken
+
+
+bits_of, real_of = same_bits(types.float64, types.int64), same_bits(types.int64, types.float64)

@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 
 from shortlist.ranking.calibration import Head, probabilities, sigmoid
 from shortlist.ranking.scorer import ColumnFinder, Matrix, as_matrix
-
-HUGE = 1e100
-"""A value beyond this is taken for missing, as infinity is: its square would leave the range of a float."""
+from shortlist.ranking.standard import Standard
 
 
 class LinearError(ValueError):
@@ -51,10 +49,12 @@ class Linear:
         self.heads = tuple(heads)
         self.names = tuple(term.column for term in terms)
         self._columns = ColumnFinder(self.names)
-        self._unit, self._mean, self._scale, self._weight, self._missing = (
-            np.array([[getattr(term, name)] for term in terms]).reshape(-1, 1)
+        unit, mean, scale, weight, missing = (
+            np.array([getattr(term, name) for term in terms], float)
             for name in ("unit", "mean", "scale", "weight", "missing")
         )
+        self._standard = Standard(unit, mean, scale)
+        self._weight, self._missing = weight[:, None], missing[:, None]
 
     def score(self, matrix: Matrix, names: Sequence[str]) -> NDArray[np.float64]:
         """The probability of each row of `matrix` [features, rows], whose features are named by `names`."""
@@ -74,8 +74,7 @@ class Linear:
         return {"bias": np.full(values.shape[1], self.bias), **dict(zip(self.names, values, strict=True))}
 
     def _contributions(self, matrix: Matrix, names: Sequence[str]) -> NDArray[np.float64]:
-        chosen = as_matrix(matrix, names)[self._columns.positions(names)]
-        values = standardised(chosen, self._unit, self._mean, self._scale)
+        values = self._standard.of(as_matrix(matrix, names), self._columns.positions(names))
         return np.where(np.isnan(values), self._missing, self._weight * values)
 
     def save(self, path: Path) -> None:
@@ -93,19 +92,6 @@ class Linear:
             raise LinearError(f"{path}: expected an object with 'bias' and a list of 'terms'; train the ranker again")
         terms = [_term(f"{path}, term {number}", term) for number, term in enumerate(stored["terms"])]
         return cls(terms, _number(str(path), "bias", stored.get("bias")), heads)
-
-
-def standardised(
-    chosen: Matrix, unit: NDArray[np.float64], mean: NDArray[np.float64], scale: NDArray[np.float64]
-) -> Matrix:
-    """`chosen` [columns, rows] with mean 0 and deviation 1; NaN where a value is missing, infinite or beyond HUGE.
-
-    Columns with a `unit` above 0 are taken by their logarithm in that unit; all three have shape [columns, 1].
-    """
-    values = np.where(np.abs(chosen) < HUGE, chosen, np.nan)
-    curved = np.flatnonzero(unit[:, 0] > 0)
-    values[curved] = np.copysign(np.log1p(np.abs(values[curved]) / unit[curved]), values[curved])
-    return np.asarray((values - mean) / scale)
 
 
 def _term(place: str, stored: Any) -> Term:

@@ -10,21 +10,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from shortlist.onnx_session import session_of
-from shortlist.ranking.calibration import Head, sigmoid
-from shortlist.ranking.linear import standardised
+from shortlist.ranking.calibration import Head
 from shortlist.ranking.scorer import ColumnFinder, Matrix, as_matrix
+from shortlist.ranking.standard import Input, Inputs
 
 NETWORK, FACTS = "network.onnx", "network.json"
-FAR = 6.0
-"""Standardised values stop here: what lies further out than training ever saw must not be multiplied by itself."""
 ORDERS = 4
 """Orders of the columns that an explanation averages over, each forwards and backwards."""
 ROWS_AT_ONCE = 256
@@ -36,39 +35,20 @@ class NetworkError(ValueError):
     """The files hold no network that can be run: where, what was found, and what to do."""
 
 
-@dataclass(frozen=True)
-class Input:
-    """How one column becomes an input: itself, or its logarithm in a `unit` above 0, minus `mean`, by `scale`; and a
-    second input for `gaps`.
-    """
-
-    column: str
-    unit: float
-    mean: float
-    scale: float
-    gaps: bool
-
-
-class Inputs:
-    """Standardised columns, 0 where a value is missing, and behind them a flag for every column that has gaps."""
-
-    def __init__(self, inputs: Sequence[Input]) -> None:
-        self.columns = tuple(inputs)
-        self._unit, self._mean, self._scale = (
-            np.array([[getattr(each, name)] for each in inputs]).reshape(-1, 1) for name in ("unit", "mean", "scale")
-        )
-        self._gaps = np.flatnonzero([each.gaps for each in inputs])
-        self.owner = np.concatenate([np.arange(len(inputs)), self._gaps])
-        """The number of the column that each input belongs to."""
-
-    def of(self, chosen: Matrix) -> NDArray[np.float32]:
-        """[rows, inputs] of `chosen` [columns, rows]."""
-        values = standardised(chosen, self._unit, self._mean, self._scale)
-        missing = np.isnan(values)
-        np.clip(values, -FAR, FAR, out=values)
-        np.copyto(values, 0.0, where=missing)
-        parts = values.astype(np.float32), missing[self._gaps].astype(np.float32)
-        return np.ascontiguousarray(np.concatenate(parts).T)
+@njit(
+    "void(float32[:,::1], float64[::1], float64[::1], float64[::1], float64[:,::1], float64[::1])",
+    nogil=True,
+    cache=True,
+    error_model="numpy",
+)
+def blend(logits, slope, intercept, weight, chances, blended):  # type: ignore[no-untyped-def]
+    """Fill the calibrated `chances` [rows, heads], and their sum of `weight`s, of each row's log-odds."""
+    for row in range(len(logits)):
+        worth = 0.0
+        for head in range(len(weight)):
+            chances[row, head] = 1.0 / (1.0 + math.exp(-(slope[head] * logits[row, head] + intercept[head])))
+            worth += weight[head] * chances[row, head]
+        blended[row] = worth
 
 
 class Network:
@@ -81,7 +61,7 @@ class Network:
         self._inputs = Inputs(inputs)
         self._columns = ColumnFinder(self.names)
         self._weight, self._slope, self._intercept = (
-            np.array([getattr(head, name) for head in heads]) for name in ("weight", "slope", "intercept")
+            np.array([getattr(head, name) for head in heads], float) for name in ("weight", "slope", "intercept")
         )
 
     @property
@@ -99,7 +79,7 @@ class Network:
 
     def probabilities(self, matrix: Matrix, names: Sequence[str]) -> Mapping[str, Floats]:
         """The probability of each action on each row, were it shown at an average place."""
-        columns = self._probabilities(self._inputs_of(matrix, names)).T
+        columns = self._answers(self._inputs_of(matrix, names))[0].T
         return {head.action: column for head, column in zip(self.heads, columns, strict=True)}
 
     def explain(self, matrix: Matrix, names: Sequence[str]) -> Mapping[str, Floats]:
@@ -116,17 +96,18 @@ class Network:
         return {"bias": np.full(len(inputs), bias), **dict(zip(self.names, shares, strict=True))}
 
     def _inputs_of(self, matrix: Matrix, names: Sequence[str]) -> NDArray[np.float32]:
-        return self._inputs.of(as_matrix(matrix, names)[self._columns.positions(names)])
+        return self._inputs.of(as_matrix(matrix, names), self._columns.positions(names))
 
-    def _probabilities(self, inputs: NDArray[np.float32]) -> Floats:
-        """[rows, heads]."""
-        if not len(inputs):
-            return np.empty((0, len(self.heads)))
-        logits = self._session.run(["logits"], {"inputs": inputs})[0].astype(np.float64)
-        return sigmoid(self._slope * logits + self._intercept)
+    def _answers(self, inputs: NDArray[np.float32]) -> tuple[Floats, Floats]:
+        """The probabilities, [rows, heads], and the blend of each row."""
+        chances, blended = np.empty((len(inputs), len(self.heads))), np.empty(len(inputs))
+        if len(inputs):
+            (logits,) = self._session.run(["logits"], {"inputs": inputs})
+            blend(logits, self._slope, self._intercept, self._weight, chances, blended)
+        return chances, blended
 
     def _blend(self, inputs: NDArray[np.float32]) -> Floats:
-        return np.asarray(self._probabilities(inputs) @ self._weight)
+        return self._answers(inputs)[1]
 
     def _shares(self, inputs: NDArray[np.float32]) -> Floats:
         """[columns, rows]: what each column changes, averaged over orders."""

@@ -17,7 +17,6 @@ from shortlist.pipeline.candidates import Candidates, Column
 from shortlist.pipeline.query import Query
 from shortlist.ranking.calibration import load_heads
 from shortlist.ranking.ensemble import Ensemble, Member, load_members
-from shortlist.ranking.linear import Linear
 from shortlist.ranking.scorer import Matrix, MatrixScorer
 
 DESCRIPTION, LINEAR, TREES = "ranker.json", "linear.json", "trees.txt"
@@ -51,11 +50,13 @@ def load_scorer(directory: Path) -> MatrixScorer:
 
 
 def _load_linear(directory: Path, columns: tuple[str, ...]) -> MatrixScorer:  # noqa: ARG001
+    from shortlist.ranking.linear import Linear  # numba's kernels are compiled or read when they are needed, not before
+
     return Linear.load(directory / LINEAR, load_heads(directory))
 
 
 def _load_trees(directory: Path, columns: tuple[str, ...]) -> MatrixScorer:
-    from shortlist.ranking.trees import Trees  # numba's kernel is compiled or read when it is needed, not before
+    from shortlist.ranking.trees import Trees  # its kernel, too
 
     return Trees.load(directory / TREES, columns, load_heads(directory))
 

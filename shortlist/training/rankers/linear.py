@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shortlist.ranking.linear import HUGE, Linear, Term, standardised
+from shortlist.ranking.linear import Linear, Term
 from shortlist.ranking.scoring import LINEAR
+from shortlist.ranking.standard import HUGE, Standard
 from shortlist.training.metrics import ndcg, ordered_gains
 from shortlist.training.rankers.fitting import PLACE, Fit, Progress, RankingData
 
@@ -121,7 +122,7 @@ def place_log_odds(data: RankingData, seed: int) -> NDArray[np.float64]:
     shape = Shape.of(sample.matrix)
     design = shape.design(sample.matrix)
     weights = newton(design, sample.gain > 0, np.zeros(len(design)), PLACE_PENALTY, counts=sample.weight)
-    place = standardised(placed.matrix[-1:], shape.unit[-1:], shape.mean[-1:], shape.scale[-1:])[0]
+    place = shape.standard.of(placed.matrix)[-1]
     return np.asarray(weights[len(data.names)] * np.nan_to_num(place))
 
 
@@ -138,9 +139,7 @@ def drawn(data: RankingData, seed: int) -> RankingData:
 class Shape:
     """How columns become standardised ones, and which of them get a second one that says where they are missing."""
 
-    unit: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    scale: NDArray[np.float64]
+    standard: Standard
     gaps: NDArray[np.bool_]
 
     @classmethod
@@ -156,11 +155,11 @@ class Shape:
             mean.append(float(known.mean()) if len(known) else 0.0)
             scale.append(float(known.std()) if len(known) and known.min() < known.max() else 1.0)
             gaps.append(len(known) < len(column))
-        return cls(np.array([unit]).T, np.array([mean]).T, np.array([scale]).T, np.array(gaps))
+        return cls(Standard(np.array(unit), np.array(mean), np.array(scale)), np.array(gaps))
 
     def design(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
         """[weights, rows]: the standardised columns (0 where missing), where they are missing, and ones."""
-        values = standardised(matrix, self.unit, self.mean, self.scale)
+        values = self.standard.of(matrix)
         missing = np.isnan(values)
         return np.vstack([np.where(missing, 0.0, values), missing[self.gaps], np.ones(matrix.shape[1])])
 
@@ -168,7 +167,8 @@ class Shape:
         """The scorer with these weights, in the order of `design`'s rows."""
         missing = np.zeros(len(names))
         missing[self.gaps] = weights[len(names) : -1]
-        columns = zip(names, self.unit[:, 0], self.mean[:, 0], self.scale[:, 0], weights, missing, strict=False)
+        shape = self.standard
+        columns = zip(names, shape.unit, shape.mean, shape.scale, weights, missing, strict=False)
         terms = [Term(name, *map(float, numbers)) for name, *numbers in columns]
         return Linear(terms, float(weights[-1]))
 

@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from shortlist.ranking.calibration import Head
-from shortlist.ranking.network import NETWORK, Input, Inputs, save_facts
+from shortlist.ranking.network import NETWORK, save_facts
 from shortlist.ranking.specs import DeepCross
+from shortlist.ranking.standard import Input, Inputs
 from shortlist.training.rankers.calibration import Floats, calibrate, heads_of, newest, outcomes_of, weights_of
 from shortlist.training.rankers.fitting import Fit, NothingToLearnError, Progress, RankingData
 from shortlist.training.rankers.linear import Shape, log_loss
@@ -73,10 +74,9 @@ def fit_network(
     heads, dropped = learnable(data)
     validation = validation and newest(validation)
     shape = Shape.of(data.matrix)
-    columns = zip(data.names, shape.unit[:, 0], shape.mean[:, 0], shape.scale[:, 0], shape.gaps, strict=True)
-    inputs = [
-        Input(name, float(unit), float(mean), float(scale), bool(gap)) for name, unit, mean, scale, gap in columns
-    ]
+    numbers = (shape.standard.unit, shape.standard.mean, shape.standard.scale)
+    columns = zip(data.names, *(column.tolist() for column in numbers), shape.gaps.tolist(), strict=True)
+    inputs = [Input(*column) for column in columns]
     device = device_of()
     with deterministic(), one_thread():
         learned = Examples.of(data, Inputs(inputs), heads, device)
