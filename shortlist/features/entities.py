@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 from shortlist.events.batch import Batch
 from shortlist.events.schema import Entity
 from shortlist.features.hashing import Hashes, Ids, hash_strings, hashes_of
-from shortlist.features.index import KeyIndex, chain, lengths_at, newest, numbers_at, values_at, version_at
+from shortlist.features.index import (
+    KeyIndex,
+    chain,
+    lengths_at,
+    newest,
+    newest_numbers,
+    numbers_at,
+    values_at,
+    version_at,
+)
 from shortlist.features.windows import attribute_types
 from shortlist.framing.problems import nearest
 
@@ -106,6 +115,10 @@ class Attribute:
         found = np.empty(len(owners), np.int32)
         newest(self.latest.values, owners, found)
         return found
+
+    def fill_newest(self, owners: NDArray[np.int32], out: NDArray[np.float64]) -> None:
+        """Write the number of each owner, or of the one for all, with everything known; NaN where there is none."""
+        newest_numbers(self.latest.values, self.numbers.values, owners, out)
 
     def numbers_of(self, versions: NDArray[np.int32]) -> NDArray[np.float64]:
         """The number of each version; NaN for version 0."""

@@ -101,6 +101,16 @@ def numbers_at(numbers, versions, out):  # type: ignore[no-untyped-def]
         out[i] = numbers[versions[i] - 1] if versions[i] > 0 else np.nan
 
 
+@njit("void(int32[::1], float64[::1], int32[::1], float64[::1])", **options)
+def newest_numbers(latest, numbers, owners, out):  # type: ignore[no-untyped-def]
+    """The number of each owner's newest version, NaN where there is none; one owner is that of all `out`."""
+    each = np.int64(len(owners) > 1)
+    for i in range(len(out)):
+        owner = owners[i * each]
+        version = latest[owner] if owner < len(latest) else 0
+        out[i] = numbers[version - 1] if version > 0 else np.nan
+
+
 @njit("int64(int64[::1], int32[::1], int64[::1])", **options)
 def lengths_at(stops, versions, lengths):  # type: ignore[no-untyped-def]
     """How many values each version (1-based) has, none for version 0; and all together."""

@@ -91,8 +91,7 @@ class FeatureTable:
             for group in plan.groups:
                 lists.update(self.states[group.number].read(group, asked, now, length, matrix))
             for entity, attribute, row in plan.attributes:
-                column = self.entities[entity].attributes[attribute]
-                matrix[row] = column.numbers_of(column.newest(asked.rows(entity)))
+                self.entities[entity].attributes[attribute].fill_newest(asked.rows(entity), matrix[row])
         fill_ratios(plan, matrix)
         fill_requests(plan, matrix, now, context or {})
         return Columns(plan.names, matrix[: len(plan.names)], lists, position)

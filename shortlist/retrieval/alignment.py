@@ -9,7 +9,7 @@ import numpy as np
 
 from shortlist.features.entities import Growing
 from shortlist.features.hashing import Hashes
-from shortlist.retrieval.catalogue import Catalogue, Items
+from shortlist.retrieval.catalogue import Catalogue, Items, look_up
 from shortlist.retrieval.vectors.index import Rows
 
 
@@ -36,21 +36,16 @@ class Alignment:
     def items_of(self, rows: Rows) -> Items:
         """The catalogue index of each row, -1 for items that the catalogue does not know."""
         self._follow()
-        items = self._items.values
-        unnoted = rows >= len(items)  # rows are added before it is noted here whose they are
-        found: Items = items[np.where(unnoted, 0, rows)] if len(items) else np.full_like(rows, -1)
-        if unnoted.any():
-            found[unnoted] = -1
-        return found
+        items = np.empty(len(rows), np.int32)
+        look_up(self._items.values, rows, -1, items)  # rows are added before it is noted here whose they are
+        return items
 
     def rows_of(self, items: Items) -> Rows:
         """The row of each catalogue index, -1 for items that the release does not know, and for -1."""
         self._follow()
-        rows, unknown = self._rows.values, items < 0
-        found: Rows = rows[items] if len(rows) else np.full_like(items, -1)
-        if unknown.any():
-            found[unknown] = -1
-        return found
+        rows = np.empty(len(items), np.int32)
+        look_up(self._rows.values, items, -1, rows)
+        return rows
 
     def add(self, items: Items, rows: Rows) -> None:
         """Take note of the rows of items that the model did not know."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from shortlist.features.entities import EVERYTHING_KNOWN
@@ -11,6 +12,19 @@ from shortlist.features.table import FeatureTable
 from shortlist.retrieval.postings import Postings
 
 Items = NDArray[np.int32]
+
+
+@njit(
+    [f"void({kind}[::1], Array(int32, 1, 'A', readonly=True), {kind}, {kind}[::1])" for kind in ("uint64", "int32")],
+    nogil=True,
+    cache=True,
+    error_model="numpy",
+)
+def look_up(values, places, missing, out):  # type: ignore[no-untyped-def]
+    """`out[i]` = the value at `places[i]`; `missing` where no value lies, as at -1."""
+    for i in range(len(out)):
+        place = np.int64(places[i])
+        out[i] = values[place] if 0 <= place < len(values) else missing
 
 
 class Catalogue:
@@ -31,12 +45,8 @@ class Catalogue:
 
     def hashes_of(self, items: Items) -> Hashes:
         """The hash of each index, 0 (no item) for -1."""
-        known, unknown = self.hashes(), items < 0
-        if not len(known):
-            return np.zeros(len(items), np.uint64)
-        hashes: Hashes = known[items]
-        if unknown.any():
-            hashes[unknown] = 0
+        hashes = np.empty(len(items), np.uint64)
+        look_up(self.hashes(), items, 0, hashes)
         return hashes
 
     def hashes(self) -> Hashes:

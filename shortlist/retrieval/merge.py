@@ -21,6 +21,7 @@ def interleave(items, stops, quotas, slots, merged, ranks):  # type: ignore[no-u
     `items` are the sources' proposals, one source after the other up to its stop. `slots`, (a power of two, 2), hold
     each item that came up and its place, -1 where there is none.
     """
+    slots[:], ranks[:] = -1, np.nan
     count, mask = 0, len(slots) - 1
     starts, heads, places = np.zeros(len(stops), np.int64), np.zeros(len(stops), np.int64), np.empty(len(stops))
     starts[1:] = stops[:-1]
@@ -69,9 +70,9 @@ class Interleaved:
             return NOTHING.describe({f"{source}_rank": np.empty(0) for source in proposals})
         stops = np.cumsum([len(found) for found in proposals.values()])
         quotas = np.array([self.quotas.get(source, 1) for source in proposals], np.float64)
-        slots = np.full((1 << (2 * len(items)).bit_length(), 2), -1, np.int32)
+        slots = np.empty((1 << (2 * len(items)).bit_length(), 2), np.int32)
         merged = np.empty(min(self.limit, len(items)), np.int32)
-        ranks = np.full((len(proposals), len(merged)), np.nan)
+        ranks = np.empty((len(proposals), len(merged)))
         count = interleave(items, stops, quotas, slots, merged, ranks)
         columns = {f"{source}_rank": ranks[number, :count] for number, source in enumerate(proposals)}
         return Candidates(merged[:count], columns, passed=passed_by_all(proposals.values()))
