@@ -19,27 +19,30 @@ def interleave(items, stops, quotas, slots, merged, ranks):  # type: ignore[no-u
     """How many items were `merged`; `ranks[s, i]` is the rank that source s gave the i-th of them, NaN where none.
 
     `items` are the sources' proposals, one source after the other up to its stop. `slots`, (a power of two, 2), hold
-    each item that came up and its place, -1 where there is none.
+    each item that came up and its place, -1 where there is none; nothing needs to be in them yet.
     """
-    slots[:], ranks[:] = -1, np.nan
     count, mask = 0, len(slots) - 1
-    starts, heads, places = np.zeros(len(stops), np.int64), np.zeros(len(stops), np.int64), np.empty(len(stops))
-    starts[1:] = stops[:-1]
+    for slot in range(len(slots)):
+        slots[slot, 0] = -1
     for source in range(len(stops)):
-        heads[source], places[source] = starts[source], 1.0 / quotas[source]
+        for row in range(len(merged)):
+            ranks[source, row] = np.nan
+    heads, places = np.empty(len(stops), np.int64), np.empty(len(stops))
+    for source in range(len(stops)):
+        heads[source], places[source] = stops[source - 1] if source > 0 else 0, 1.0 / quotas[source]
     for _ in range(len(items)):
         best = -1
         for source in range(len(stops)):
             if heads[source] < stops[source] and (best < 0 or places[source] < places[best]):
                 best = source
-        item, rank = items[heads[best]], heads[best] - starts[best] + 1
+        item, rank = items[heads[best]], heads[best] - (stops[best - 1] if best > 0 else 0) + 1
         heads[best] += 1
         places[best] = (rank + 1) / quotas[best]
         slot = (item * 0x9E3779B1 >> 7) & mask
         while slots[slot, 0] != item and slots[slot, 0] >= 0:
             slot = (slot + 1) & mask
         if slots[slot, 0] < 0:
-            slots[slot, 0] = item
+            slots[slot, 0], slots[slot, 1] = item, -1
             if count < len(merged):
                 slots[slot, 1] = count
                 merged[count] = item
