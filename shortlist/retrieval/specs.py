@@ -72,13 +72,17 @@ class TwoTower:
 
 @dataclass(frozen=True)
 class CoVisitation:
-    """Items that the same users acted on: the cosine of two items' users, where users of many items count less.
+    """Items that the same users acted on, where users of many items count less.
 
-    `history` is a feature that lists the user's items (`watch.by(user).last("film", 500)`), `neighbours` how many
-    others each item speaks for.
+    Item j is as near to item i as sum over their users of 1 / items of the user, by |i|^1/2 |j|^popularity: at 1/2 the
+    cosine, below it more of what is popular. `popularity` is chosen on held-out actions where it is not given (as in
+    RP3-beta: Paudel et al., Updatable, accurate, diverse, and scalable recommendations, TiiS 2017). `history` is a
+    feature that lists the user's items (`watch.by(user).last("film", 500)`), `neighbours` how many others each item
+    speaks for.
     """
 
     history: Aggregate
+    popularity: float | None = None
     neighbours: int = 200
     quota: int = 200
     name: str = "covisitation"

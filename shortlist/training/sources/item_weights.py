@@ -6,10 +6,10 @@ of some users, which are held out; a setting other than the default one has to p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,8 @@ SURE = 1.0
 """Standard errors by which a setting must be better than the default one to be chosen."""
 RIDGE, RIDGES, RIDGE_ITEMS = 100.0, (30.0, 100.0, 300.0, 1000.0), 1_000
 """The default ridge, those it has to beat, and the items to choose by."""
+POPULARITY, POPULARITIES = 0.5, (0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
+"""The exponent by which co-visitation holds back what is popular, by default, and those that it has to beat."""
 BLOCK, ASKED_AT_ONCE = 1_024, 128
 
 
@@ -148,16 +150,35 @@ def fit_item_weights(
     if not len(acts) or np.bincount(acts.user).max() < 2:
         raise NothingToLearnError("no user acted on two items, so no item says anything of another")
     acts = acts.most_frequent(getattr(spec, "most_items", len(acts.items)))
-    (columns, values), figures = fit_rows(spec, acts, seed, earlier, step)
-    counts = np.array([len(row) for row in columns])
-    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    weights = ItemWeights(acts.items, starts, np.concatenate(columns), np.concatenate(values))
+    kept, figures = fit_rows(spec, acts, seed, earlier, step)
+    weights = ItemWeights(acts.items, *kept.joined())
     step(1.0)
     return weights, {"items": len(acts.items), "pairs": len(acts), "weights": len(weights.weights), **figures}
 
 
-Kept = tuple[list[NDArray[np.int32]], list[NDArray[np.float32]]]
-"""The columns and weights of each row."""
+class Kept(NamedTuple):
+    """The columns and weights of each row."""
+
+    columns: list[NDArray[np.int32]]
+    values: list[NDArray[np.float32]]
+
+    def keep(self, columns: NDArray[Any], values: NDArray[np.float32], neighbours: int) -> None:
+        """Append a row: so many of the weights, those that are greatest in size."""
+        if len(columns) > neighbours:
+            chosen = np.sort(np.argpartition(-np.abs(values), neighbours - 1)[:neighbours])
+            columns, values = columns[chosen], values[chosen]
+        self.columns.append(columns.astype(np.int32))
+        self.values.append(np.ascontiguousarray(values, np.float32))
+
+    def matrix(self) -> Sparse:
+        """The weights as a square CSR matrix."""
+        starts, columns, values = self.joined()
+        return sparse.csr_matrix((values, columns, starts), (len(self.columns), len(self.columns)))
+
+    def joined(self) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+        """Where each row starts, and one behind the last; the columns and the weights of all, row after row."""
+        starts = np.concatenate([[0], np.cumsum([len(row) for row in self.columns])]).astype(np.int64)
+        return starts, np.concatenate(self.columns), np.concatenate(self.values)
 
 
 @singledispatch
@@ -173,24 +194,39 @@ def fit_rows(
 
 
 @fit_rows.register
-def _(
-    spec: CoVisitation,
-    acts: Interactions,
-    seed: int,  # noqa: ARG001
-    earlier: Figures | None,  # noqa: ARG001
-    step: Share,
-) -> tuple[Kept, Figures]:
-    graph = Graph.of(acts.matrix())
-    kept: Kept = ([], [])
-    for start in range(0, len(acts.items), BLOCK):
+def _(spec: CoVisitation, acts: Interactions, seed: int, earlier: Figures | None, step: Share) -> tuple[Kept, Figures]:
+    popularity, figures = spec.popularity, {}
+    if popularity is None and earlier is not None:
+        popularity = float(earlier["popularity"])
+    elif popularity is None:
+        exam = Exam.of(acts, seed)
+        tried = covisits(exam.learned, POPULARITIES, spec.neighbours, lambda share: step(0.4 * share))
+        weights = {each: kept.matrix() for each, kept in tried.items()}
+
+        def scores(known: Sparse) -> Mapping[float, Matrix]:
+            return {each: (known @ of).toarray() for each, of in weights.items()}
+
+        found = exam.ndcg(scores, lambda share: step(0.4 + 0.4 * share))
+        popularity = proven(found, POPULARITY)
+        figures = {"ndcg@20": {str(each): float(np.nanmean(values)) for each, values in found.items()}}
+    kept = covisits(acts.matrix(), [popularity], spec.neighbours, lambda share: step(0.8 + 0.2 * share))[popularity]
+    return kept, {"popularity": popularity, **figures}
+
+
+def covisits(matrix: Sparse, popularities: Sequence[float], neighbours: int, step: Share) -> Mapping[float, Kept]:
+    """The nearest items of each, and how near they are, for several exponents of popularity."""
+    graph, kept = Graph.of(matrix), {each: Kept([], []) for each in popularities}
+    scales = {each: np.asarray(graph.root ** (1 - 2 * each), np.float32) for each in popularities}  # of the cosine
+    for start in range(0, len(graph.root), BLOCK):
         product = (graph.back[start : start + BLOCK] @ graph.forth).tocsr()
         for row in range(product.shape[0]):
             part = slice(product.indptr[row], product.indptr[row + 1])
-            columns, values = product.indices[part], product.data[part]
-            others = columns != start + row
-            _keep(kept, columns[others], values[others], spec.neighbours)
-        step(start / len(acts.items))
-    return kept, {}
+            others = product.indices[part] != start + row
+            columns, values = product.indices[part][others], product.data[part][others]
+            for each, scale in scales.items():
+                kept[each].keep(columns, values * scale[columns], neighbours)
+        step(start / len(graph.root))
+    return kept
 
 
 @fit_rows.register
@@ -240,27 +276,19 @@ def _(spec: GraphFilter, acts: Interactions, seed: int, earlier: Figures | None,
         low_pass, sharpness = proven(found, SETTING)
         figures["ndcg@20"] = {f"{a} {b}": float(np.nanmean(values)) for (a, b), values in found.items()}
     graph = Graph.of(acts.matrix(), spec.rank, seed)
-    kept: Kept = ([], [])
+    kept = Kept([], [])
     for rows in graph.weights(low_pass, sharpness):
         part = _strongest(rows, spec.neighbours)
-        kept[0].extend(part[0])
-        kept[1].extend(part[1])
-        step(0.3 + 0.7 * len(kept[0]) / len(acts.items))
+        kept.columns.extend(part.columns)
+        kept.values.extend(part.values)
+        step(0.3 + 0.7 * len(kept.columns) / len(acts.items))
     return kept, {"low_pass": low_pass, "sharpness": sharpness, **figures}
 
 
 def _strongest(rows: Matrix, neighbours: int) -> Kept:
     """The weights of each row that are greatest in size."""
-    kept: Kept = ([], [])
+    kept = Kept([], [])
     for row in rows:
         columns = np.flatnonzero(row)
-        _keep(kept, columns, row[columns], neighbours)
+        kept.keep(columns, row[columns], neighbours)
     return kept
-
-
-def _keep(kept: Kept, columns: NDArray[Any], values: NDArray[np.float32], neighbours: int) -> None:
-    if len(columns) > neighbours:
-        chosen = np.sort(np.argpartition(-np.abs(values), neighbours - 1)[:neighbours])
-        columns, values = columns[chosen], values[chosen]
-    kept[0].append(columns.astype(np.int32))
-    kept[1].append(np.ascontiguousarray(values, np.float32))
