@@ -31,8 +31,6 @@ K, BLOCK = 20, 512
 DATA = Path(os.environ.get("SHORTLIST_DATA", "../shared/data")) / "gowalla"
 HELD_OUT, CHOOSING = 0.2, 3_000
 """The share of train by which the merge is chosen (as much as test has), and the users that choose."""
-SURE = 2.0
-"""Standard errors that a source must add to be merged."""
 LEADERS = 200
 """The best scores of a user, from which the others are measured: sources have scores of different sizes."""
 
@@ -161,19 +159,18 @@ def judge(scores: NDArray[np.float32], known: Any, relevant: Any) -> tuple[NDArr
 
 
 def choose(parts: Mapping[str, Scores], known: Any, held: Any, users: NDArray[np.int64]) -> frozenset[str]:
-    """The sources to merge: the best one, and whatever adds to NDCG@20 on what was held out, beyond chance.
+    """The sources to merge: all, but for those without which the others reach a higher NDCG@20 on what was held out.
 
     All have the same share, of scores in deviations: shares that are chosen fit the part that chose them.
     """
     merges = [frozenset(some) for count in range(1, len(parts) + 1) for some in combinations(parts, count)]
-    found = {merge: of[1] for merge, of in measure(parts, merges, known, held, users).items()}
-    means = {" + ".join(sorted(merge)): round(float(of.mean()), 4) for merge, of in found.items()}
+    found = {merge: float(of[1].mean()) for merge, of in measure(parts, merges, known, held, users).items()}
+    means = {" + ".join(sorted(merge)): round(mean, 4) for merge, mean in found.items()}
     print(f"  NDCG@{K} on what was held out: {means}", flush=True)
-    chosen = max((merge for merge in merges if len(merge) == 1), key=lambda merge: found[merge].mean())
-    while wider := [merge for merge in merges if chosen < merge and len(merge) == len(chosen) + 1]:
-        best = max(wider, key=lambda merge: found[merge].mean())
-        gain = found[best] - found[chosen]
-        if gain.mean() <= SURE * gain.std() / np.sqrt(len(gain)):
+    chosen = frozenset(parts)
+    while others := [chosen - {name} for name in sorted(chosen) if len(chosen) > 1]:
+        best = max(others, key=found.__getitem__)
+        if found[best] <= found[chosen]:
             break
         chosen = best
     return chosen

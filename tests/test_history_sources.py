@@ -97,14 +97,43 @@ def test_of_the_autoencoder_the_greatest_weights_of_all_are_kept() -> None:
     assert np.array_equal(part[part != 0], whole[part != 0])
 
 
-def test_co_visitation_is_the_cosine_of_normalised_columns() -> None:
-    halves = normalised(acts())
-    expected = halves.T @ halves
+@pytest.mark.parametrize("popularity", [0.5, 0.2, 0.0])
+def test_co_visitation_is_its_formula(popularity: float) -> None:
+    matrix = acts().matrix().toarray().astype(np.float64)
+    shared = matrix.T @ (matrix / matrix.sum(1, keepdims=True))
+    counts = matrix.sum(0)
+    expected = shared / np.sqrt(counts)[:, None] / counts[None, :] ** popularity
     np.fill_diagonal(expected, 0)
-    assert np.allclose(fitted(CoVisitation(history), acts()), expected, atol=1e-6)
-    few = fitted(CoVisitation(history, neighbours=3), acts())
+    assert np.allclose(fitted(CoVisitation(history, popularity), acts()), expected, atol=1e-5)
+    few = fitted(CoVisitation(history, popularity, neighbours=3), acts())
     assert (np.count_nonzero(few, axis=1) == 3).all()
-    assert np.allclose(np.sort(few, axis=1)[:, -3:], np.sort(expected, axis=1)[:, -3:], atol=1e-6)
+    assert np.allclose(np.sort(few, axis=1)[:, -3:], np.sort(expected, axis=1)[:, -3:], atol=1e-5)
+
+
+def whose_newest_are(popular: bool) -> Interactions:
+    """Acts on items that few know, five of each user's group, and then on something that everybody knows, or not."""
+    rng = np.random.default_rng(0)
+    pairs = []
+    for user in range(300):
+        rare = [f"rare {user % 30} {n}" for n in rng.permutation(8)[:6]]
+        known = [f"known {n}" for n in rng.permutation(4)[:3]]
+        chosen = [*rare[:5], *known] if popular else [*known, *rare]
+        pairs += [(f"u{user}", item) for item in chosen]
+    users, items = zip(*pairs, strict=True)
+    return Interactions.of(hash_strings(list(users)), hash_strings(list(items)), np.arange(len(pairs)))
+
+
+def test_how_much_popularity_is_held_back_is_chosen_on_the_newest_actions() -> None:
+    acted = whose_newest_are(popular=True)
+    weights, figures = fit_item_weights(CoVisitation(history), acted, 0, None, lambda _: None)
+    assert figures["popularity"] < 0.5
+    assert figures["ndcg@20"][str(figures["popularity"])] == max(figures["ndcg@20"].values())
+    assert np.array_equal(dense_of(weights), fitted(CoVisitation(history, figures["popularity"]), acted))
+    assert np.array_equal(
+        fitted(CoVisitation(history), acted, popularity=0.1), fitted(CoVisitation(history, 0.1), acted)
+    )
+    others = whose_newest_are(popular=False)
+    assert fit_item_weights(CoVisitation(history), others, 0, None, lambda _: None)[1]["popularity"] == 0.5
 
 
 def test_the_graph_filter_is_its_polynomial() -> None:

@@ -54,7 +54,7 @@ SPACES: Mapping[type, Space] = {
         "learning_rate": Between(0.001, 0.03),
         "temperature": Between(0.05, 0.5),
     },
-    CoVisitation: {"popularity": Between(0.0, 1.0, log=False), "neighbours": Between(20, 1_000)},
+    CoVisitation: {"popularity": Between(0.05, 1.0, log=False), "neighbours": Between(20, 1_000)},
     LinearAutoencoder: {"ridge": Between(1.0, 10_000.0)},
     GraphFilter: {"rank": Between(32, 512), "neighbours": Between(64, 1_024)},
     BoostedTrees: {
