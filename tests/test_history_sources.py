@@ -41,7 +41,15 @@ from shortlist.training.rows import Judged, everyone, observed_positives
 from shortlist.training.sources.factors import fit_factors, halves
 from shortlist.training.sources.fitting import Lesson, fit_source, row_columns
 from shortlist.training.sources.graph import Graph
-from shortlist.training.sources.item_weights import Exam, Interactions, autoencoder, fit_item_weights, ndcg_of, proven
+from shortlist.training.sources.item_weights import (
+    Exam,
+    Interactions,
+    autoencoder,
+    covisits,
+    fit_item_weights,
+    ndcg_of,
+    proven,
+)
 
 user, film = Entity("user"), Entity("film")
 watch = EventType("watch", user, film)
@@ -104,10 +112,19 @@ def test_co_visitation_is_its_formula(popularity: float) -> None:
     counts = matrix.sum(0)
     expected = shared / np.sqrt(counts)[:, None] / counts[None, :] ** popularity
     np.fill_diagonal(expected, 0)
-    assert np.allclose(fitted(CoVisitation(history, popularity), acts()), expected, atol=1e-5)
-    few = fitted(CoVisitation(history, popularity, neighbours=3), acts())
+    assert np.allclose(fitted(CoVisitation(history, popularity=popularity), acts()), expected, atol=1e-5)
+    few = fitted(CoVisitation(history, neighbours=3, popularity=popularity), acts())
     assert (np.count_nonzero(few, axis=1) == 3).all()
     assert np.allclose(np.sort(few, axis=1)[:, -3:], np.sort(expected, axis=1)[:, -3:], atol=1e-5)
+
+
+def test_co_visits_of_some_items_are_their_rows_of_all() -> None:
+    matrix, some = acts().matrix(), np.array([3, 4, 17, 29])
+    rows = covisits(matrix, some, [0.2], 5, lambda _: None)[0.2].matrix(30).toarray()
+    assert np.array_equal(
+        rows, covisits(matrix, np.arange(30), [0.2], 5, lambda _: None)[0.2].matrix(30).toarray()[some]
+    )
+    assert not rows[np.arange(4), some].any()
 
 
 def whose_newest_are(popular: bool) -> Interactions:
@@ -128,9 +145,9 @@ def test_how_much_popularity_is_held_back_is_chosen_on_the_newest_actions() -> N
     weights, figures = fit_item_weights(CoVisitation(history), acted, 0, None, lambda _: None)
     assert figures["popularity"] < 0.5
     assert figures["ndcg@20"][str(figures["popularity"])] == max(figures["ndcg@20"].values())
-    assert np.array_equal(dense_of(weights), fitted(CoVisitation(history, figures["popularity"]), acted))
+    assert np.array_equal(dense_of(weights), fitted(CoVisitation(history, popularity=figures["popularity"]), acted))
     assert np.array_equal(
-        fitted(CoVisitation(history), acted, popularity=0.1), fitted(CoVisitation(history, 0.1), acted)
+        fitted(CoVisitation(history), acted, popularity=0.1), fitted(CoVisitation(history, popularity=0.1), acted)
     )
     others = whose_newest_are(popular=False)
     assert fit_item_weights(CoVisitation(history), others, 0, None, lambda _: None)[1]["popularity"] == 0.5

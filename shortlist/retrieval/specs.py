@@ -82,10 +82,10 @@ class CoVisitation:
     """
 
     history: Aggregate
-    popularity: float | None = None
     neighbours: int = 200
     quota: int = 200
     name: str = "covisitation"
+    popularity: float | None = None
 
 
 @dataclass(frozen=True)

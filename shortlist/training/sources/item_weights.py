@@ -36,6 +36,7 @@ RIDGE, RIDGES, RIDGE_ITEMS = 100.0, (30.0, 100.0, 300.0, 1000.0), 1_000
 POPULARITY, POPULARITIES = 0.5, (0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
 """The exponent by which co-visitation holds back what is popular, by default, and those that it has to beat."""
 BLOCK, ASKED_AT_ONCE = 1_024, 128
+NO_COLUMNS, NO_VALUES = np.empty(0, np.int32), np.empty(0, np.float32)
 
 
 @dataclass(frozen=True)
@@ -170,15 +171,16 @@ class Kept(NamedTuple):
         self.columns.append(columns.astype(np.int32))
         self.values.append(np.ascontiguousarray(values, np.float32))
 
-    def matrix(self) -> Sparse:
-        """The weights as a square CSR matrix."""
+    def matrix(self, width: int) -> Sparse:
+        """The weights as a CSR matrix with so many columns."""
         starts, columns, values = self.joined()
-        return sparse.csr_matrix((values, columns, starts), (len(self.columns), len(self.columns)))
+        return sparse.csr_matrix((values, columns, starts), (len(self.columns), width))
 
     def joined(self) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
         """Where each row starts, and one behind the last; the columns and the weights of all, row after row."""
         starts = np.concatenate([[0], np.cumsum([len(row) for row in self.columns])]).astype(np.int64)
-        return starts, np.concatenate(self.columns), np.concatenate(self.values)
+        columns, values = np.concatenate([NO_COLUMNS, *self.columns]), np.concatenate([NO_VALUES, *self.values])
+        return starts, columns, values
 
 
 @singledispatch
@@ -200,32 +202,37 @@ def _(spec: CoVisitation, acts: Interactions, seed: int, earlier: Figures | None
         popularity = float(earlier["popularity"])
     elif popularity is None:
         exam = Exam.of(acts, seed)
-        tried = covisits(exam.learned, POPULARITIES, spec.neighbours, lambda share: step(0.4 * share))
-        weights = {each: kept.matrix() for each, kept in tried.items()}
+        asked = np.unique(exam.known.indices)
+        tried = covisits(exam.learned, asked, POPULARITIES, spec.neighbours, lambda share: step(0.4 * share))
+        weights = {each: kept.matrix(len(acts.items)) for each, kept in tried.items()}
 
         def scores(known: Sparse) -> Mapping[float, Matrix]:
-            return {each: (known @ of).toarray() for each, of in weights.items()}
+            return {each: (known[:, asked] @ of).toarray() for each, of in weights.items()}
 
         found = exam.ndcg(scores, lambda share: step(0.4 + 0.4 * share))
         popularity = proven(found, POPULARITY)
         figures = {"ndcg@20": {str(each): float(np.nanmean(values)) for each, values in found.items()}}
-    kept = covisits(acts.matrix(), [popularity], spec.neighbours, lambda share: step(0.8 + 0.2 * share))[popularity]
-    return kept, {"popularity": popularity, **figures}
+    every = np.arange(len(acts.items))
+    kept = covisits(acts.matrix(), every, [popularity], spec.neighbours, lambda share: step(0.8 + 0.2 * share))
+    return kept[popularity], {"popularity": popularity, **figures}
 
 
-def covisits(matrix: Sparse, popularities: Sequence[float], neighbours: int, step: Share) -> Mapping[float, Kept]:
-    """The nearest items of each, and how near they are, for several exponents of popularity."""
+def covisits(
+    matrix: Sparse, items: NDArray[Any], popularities: Sequence[float], neighbours: int, step: Share
+) -> Mapping[float, Kept]:
+    """The items nearest to each of some, and how near they are, for several exponents of popularity."""
     graph, kept = Graph.of(matrix), {each: Kept([], []) for each in popularities}
     scales = {each: np.asarray(graph.root ** (1 - 2 * each), np.float32) for each in popularities}  # of the cosine
-    for start in range(0, len(graph.root), BLOCK):
-        product = (graph.back[start : start + BLOCK] @ graph.forth).tocsr()
-        for row in range(product.shape[0]):
+    for start in range(0, len(items), BLOCK):
+        block = items[start : start + BLOCK]
+        product = (graph.back[block] @ graph.forth).tocsr()
+        for row, item in enumerate(block):
             part = slice(product.indptr[row], product.indptr[row + 1])
-            others = product.indices[part] != start + row
+            others = product.indices[part] != item
             columns, values = product.indices[part][others], product.data[part][others]
             for each, scale in scales.items():
                 kept[each].keep(columns, values * scale[columns], neighbours)
-        step(start / len(graph.root))
+        step(start / len(items))
     return kept
 
 
