@@ -33,6 +33,8 @@ HELD_OUT, CHOOSING = 0.2, 3_000
 """The share of train by which the merge is chosen (as much as test has), and the users that choose."""
 LEADERS = 200
 """The best scores of a user, from which the others are measured: sources have scores of different sizes."""
+NOBODY = np.float32(-1e9)
+"""The score of items that no source knows."""
 
 visit = EventType("visit", Entity("user"), Entity("place"))
 history = visit.by(visit.keys[0]).last("place", 1_000)
@@ -43,7 +45,7 @@ SPECS: list[MatrixFactorisation | HistorySpec] = [
     GraphFilter(history),
 ]
 Scores = Callable[[Any], NDArray[np.float32]]
-"""Of histories, a CSR matrix (users, items), to scores of the same shape."""
+"""Of histories, a CSR matrix (users, items), to scores of the same shape; NaN for items that the source knows not."""
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +101,7 @@ def of_weights(weights: ItemWeights, items: int) -> Scores:
     matrix = sparse.csr_matrix((weights.weights, weights.columns, weights.starts), (len(known), len(known)))
 
     def scores(histories: Any) -> NDArray[np.float32]:
-        found = np.zeros((histories.shape[0], items), np.float32)
+        found = np.full((histories.shape[0], items), np.nan, np.float32)
         found[:, known] = (histories[:, known] @ matrix).toarray()
         return found
 
@@ -114,7 +116,7 @@ def of_factors(factors: Factors, items: int) -> Scores:
     def scores(histories: Any) -> NDArray[np.float32]:
         vectors = np.asarray(histories[:, known] @ factors.spoken)
         vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        found = np.zeros((histories.shape[0], items), np.float32)
+        found = np.full((histories.shape[0], items), np.nan, np.float32)
         found[:, known] = vectors @ wanted
         return found
 
@@ -129,17 +131,24 @@ def popularity(train: Pairs, items: int) -> Scores:
 
 def standard(scores: NDArray[np.float32], known: Any) -> NDArray[np.float32]:
     """Scores in deviations from the mean of the user's best ones that are not known."""
-    fresh = np.where(known.toarray() > 0, -np.inf, scores)
-    most = min(LEADERS, int(np.isfinite(fresh).sum(axis=1).min()))
-    leaders = -np.partition(-fresh, most - 1, axis=1)[:, :most]
-    spread = np.maximum(leaders.std(axis=1, keepdims=True), 1e-9)
-    return np.asarray((scores - leaders.mean(axis=1, keepdims=True)) / spread, np.float32)
+    fresh = np.where((known.toarray() > 0) | np.isnan(scores), -np.inf, scores)
+    most = min(LEADERS, fresh.shape[1])
+    leaders = np.ma.masked_invalid(-np.partition(-fresh, most - 1, axis=1)[:, :most])
+    mean, spread = (of(axis=1, keepdims=True).filled(1.0) for of in (leaders.mean, leaders.std))
+    return np.asarray((scores - mean) / np.maximum(spread, 1e-9), np.float32)
+
+
+def merged(scores: Collection[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The mean of what sources say of each item. One that does not know an item says nothing of it, good or bad."""
+    said = np.sum([~np.isnan(one) for one in scores], axis=0)
+    total = np.sum([np.nan_to_num(one) for one in scores], axis=0)
+    return np.asarray(np.where(said > 0, total / np.maximum(said, 1), NOBODY), np.float32)
 
 
 def measure(
     parts: Mapping[str, Scores], merges: Collection[frozenset[str]], train: Any, test: Any, users: NDArray[np.int64]
 ) -> dict[frozenset[str], NDArray[np.float64]]:
-    """Recall@20 and NDCG@20 of every user, shape (2, users), by each source alone and by sums of equal shares."""
+    """Recall@20 and NDCG@20 of every user, shape (2, users), by each source alone and by means of several."""
     wanted = {*merges, *(frozenset([name]) for name in parts)}
     found: dict[frozenset[str], list[NDArray[np.float64]]] = {merge: [] for merge in wanted}
     for start in range(0, len(users), BLOCK):
@@ -147,7 +156,7 @@ def measure(
         known, relevant = train[block], test[block]
         scores = {name: standard(of(known), known) for name, of in parts.items()}
         for merge, judged in found.items():
-            total = np.sum([scores[name] for name in sorted(merge)], axis=0)
+            total = merged([scores[name] for name in sorted(merge)])
             judged.append(np.stack(judge(total, known, relevant)))
     return {merge: np.concatenate(judged, axis=1) for merge, judged in found.items()}
 

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import sparse
 
-from bench.quality_gowalla import Scores, choose, measure, read, standard
+from bench.quality_gowalla import Scores, choose, measure, merged, read, standard
 
 
 def test_scores_of_any_size_are_measured_from_what_is_new_to_the_user() -> None:
@@ -19,6 +19,24 @@ def test_scores_of_any_size_are_measured_from_what_is_new_to_the_user() -> None:
     assert np.allclose(found, standard(scores * 1_000 + 5, known), atol=1e-4)
     assert np.allclose(found[0, [0, 1, 3]], np.array([-1, 0, 1]) / np.sqrt(2 / 3), atol=1e-5)
     assert not found[1].any()
+
+
+def test_a_user_who_knows_all_that_a_source_knows_changes_nothing_for_others() -> None:
+    known = sparse.csr_matrix(np.array([[0, 0, 0, 0], [1, 1, 1, 0]], np.float32))
+    scores = np.array([[1, 2, 3, np.nan], [1, 2, 3, np.nan]], np.float32)
+    assert np.allclose(standard(scores, known)[0, :3], np.array([-1, 0, 1]) / np.sqrt(2 / 3), atol=1e-5)
+    assert np.isfinite(standard(scores, known)[1, :3]).all()
+
+
+def test_a_source_says_nothing_of_items_that_it_does_not_know() -> None:
+    nan = np.nan
+    known = sparse.csr_matrix(np.array([[0, 0, 0, 1, 0]], np.float32))
+    some = standard(np.array([[1, nan, 3, nan, nan]], np.float32), known)
+    assert np.allclose(some, [[-1, nan, 1, nan, nan]], equal_nan=True)
+    every = np.array([[0, 2, 4, 6, nan]], np.float32)
+    found = merged([some, every])
+    assert np.allclose(found[0, :4], [-0.5, 2, 2.5, 6])
+    assert found[0, 4] < found[0, :4].min()
 
 
 def fixed(scores: NDArray[np.float32]) -> Scores:
