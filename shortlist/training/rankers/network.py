@@ -78,7 +78,7 @@ def fit_network(
     columns = zip(data.names, *(column.tolist() for column in numbers), shape.gaps.tolist(), strict=True)
     inputs = [Input(*column) for column in columns]
     device = device_of()
-    with deterministic(), one_thread():
+    with deterministic(device), one_thread():
         learned = Examples.of(data, Inputs(inputs), heads, device)
         held_out = Examples.of(validation, Inputs(inputs), heads, device) if validation else None
         generator = torch.Generator().manual_seed(seed)
