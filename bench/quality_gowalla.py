@@ -131,7 +131,7 @@ def popularity(train: Pairs, items: int) -> Scores:
 
 def standard(scores: NDArray[np.float32], known: Any) -> NDArray[np.float32]:
     """Scores in deviations from the mean of the user's best ones that are not known."""
-    fresh = np.where((known.toarray() > 0) | np.isnan(scores), -np.inf, scores)
+    fresh = np.where(known.toarray() > 0, np.nan, scores)  # NaN comes last in every order
     most = min(LEADERS, fresh.shape[1])
     leaders = np.ma.masked_invalid(-np.partition(-fresh, most - 1, axis=1)[:, :most])
     mean, spread = (of(axis=1, keepdims=True).filled(1.0) for of in (leaders.mean, leaders.std))
