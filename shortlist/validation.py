@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import keyword
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from shortlist.events.labels import Labels, ObservedPositives
 from shortlist.events.schema import RESERVED, VALUE_TYPES, Entity, EventSchema, value_type
 from shortlist.features.definitions import Feature, Grouped, Impression, Stream
 from shortlist.features.problems import problems as feature_problems
-from shortlist.framing.durations import duration_ms
 from shortlist.framing.objective import Constraints, Guardrail, Objective
 from shortlist.framing.problems import Problem, describe, nearest
+from shortlist.framing.values import is_duration, is_number, settings_problems
 from shortlist.project import Project
 from shortlist.ranking.problems import ranker_problems
 from shortlist.ranking.specs import RankerSpec
 from shortlist.retrieval.problems import Learning, source_problems
+from shortlist.retrieval.specs import SourceSpec
 from shortlist.slate.problems import Declared, slate_problems
 
 Unbelieved = Any
@@ -45,9 +45,14 @@ def problems(project: Project) -> list[Problem]:
 
 def of_name(project: Unbelieved) -> Iterator[Problem]:
     """The project's own name: it becomes part of file names and metrics."""
-    name = project.name
-    if not isinstance(name, str) or not name.replace("-", "_").isidentifier():
-        yield Problem(project.place, f"project name {name!r}", "expected letters, digits, - and _, such as 'films'")
+    if not is_file_name(project.name):
+        what = f"project name {project.name!r}"
+        yield Problem(project.place, what, "expected letters, digits, - and _, such as 'films'")
+
+
+def is_file_name(name: Any) -> bool:
+    """Whether a name may be part of names of files and metrics."""
+    return isinstance(name, str) and name.replace("-", "_").isidentifier()
 
 
 def of_entities(project: Unbelieved) -> Iterator[Problem]:
@@ -207,9 +212,7 @@ def of_labels(project: Unbelieved) -> Iterator[Problem]:
         yield Problem(
             labels.impression.place, "the labels' impression is not among the project's events", "add it to `events`"
         )
-    try:
-        duration_ms(labels.within)
-    except (ValueError, AttributeError):
+    if not is_duration(labels.within):
         yield Problem(place, f"labels.within is {labels.within!r}", "expected a duration, such as '24h'")
 
 
@@ -300,7 +303,7 @@ def of_guardrail(project: Unbelieved, guardrail: Any) -> Iterator[Problem]:
     method, _, metric = guardrail.metric.rpartition(".")
     if metric not in METRICS:
         yield Problem(project.place, f"a guardrail names the metric {guardrail.metric!r}", nearest(metric, METRICS))
-    methods = ["popularity", "two_stage", *(part_name(part) for part in (*project.sources, *project.rankers))]
+    methods = ["popularity", "two_stage", *(part_name(part) for role in KINDS for part in listed(project, role))]
     if method and method not in methods:
         yield Problem(project.place, f"a guardrail names the method {method!r}", nearest(method, methods))
     if guardrail.at_least is None and guardrail.at_most is None:
@@ -310,38 +313,54 @@ def of_guardrail(project: Unbelieved, guardrail: Any) -> Iterator[Problem]:
 
 
 def of_parts(project: Unbelieved) -> Iterator[Problem]:
-    """Sources and rankers: specs of ours, each under a name of its own."""
-    for role, room, parts in (("sources", "retrieval", project.sources), ("rankers", "ranking", project.rankers)):
+    """Sources and rankers: specs of ours, each under a name of its own, with settings that training can work with."""
+    proxies = project.objective.proxies if isinstance(project.objective, Objective) else {}
+    for role, kinds in KINDS.items():
         seen: set[str] = set()
-        for part in parts:
+        if not isinstance(getattr(project, role), list | tuple):
+            yield Problem(project.place, f"{role} is {describe(getattr(project, role))}", "expected a list")
+        for part in listed(project, role):
             name = part_name(part)
             if isinstance(part, type):
                 yield Problem(project.place, f"{role} holds the class {part.__name__}", f"write {part.__name__}(...)")
-            elif not type(part).__module__.startswith(f"shortlist.{room}."):
+                continue
+            if not isinstance(part, kinds):
                 yield Problem(project.place, f"{role} holds {describe(part)}", f"expected {EXAMPLES[role]}")
-            elif name in seen:
+                continue
+            if name in seen:
                 yield Problem(project.place, f"{role} holds {name!r} twice", 'give one another name: name="..."')
-            elif isinstance(part, Learning):
+            seen.add(name)
+            if not is_file_name(part.name):
+                what = f"{role} holds {type(part).__name__} with the name {part.name!r}"
+                yield Problem(project.place, what, "expected letters, digits, - and _")
+            yield from settings_problems(part, project.place)
+            if isinstance(part, Learning):
                 yield from source_problems(part, project.user, project.item, project.context, project.place)
             elif isinstance(part, RankerSpec):
-                proxies = project.objective.proxies if isinstance(project.objective, Objective) else {}
                 yield from ranker_problems(part, proxies, project.place)
-            seen.add(name)
 
 
 def of_slate(project: Unbelieved) -> Iterator[Problem]:
     """Rules about attributes of the item and sources that are declared."""
     if isinstance(project.item, Entity):
-        names = [part_name(part) for part in project.sources]
-        with_vectors = [part_name(part) for part in project.sources if hasattr(part, "dimensions")]
+        sources = listed(project, "sources")
+        names = [part_name(part) for part in sources]
+        with_vectors = [part_name(part) for part in sources if hasattr(part, "dimensions")]
         declared = Declared(project.item.attributes, names, with_vectors, project.place)
         yield from slate_problems(project.slate, declared)
 
 
+KINDS: Mapping[str, Any] = {"sources": SourceSpec, "rankers": RankerSpec}
 EXAMPLES = {
     "sources": "Popular() or TwoTower(...)",
     "rankers": "LogisticRegression(), LambdaMART(), BoostedTrees(...), DeepCross() or Ensemble()",
 }
+
+
+def listed(project: Unbelieved, role: str) -> Sequence[Any]:
+    """The project's sources or rankers; none where something else than a list stands there."""
+    parts = getattr(project, role)
+    return parts if isinstance(parts, list | tuple) else ()
 
 
 def part_name(part: Any) -> str:
@@ -364,8 +383,3 @@ def of_type(place: str, what: str, declared: Any) -> Iterator[Problem]:
     if value_type(declared) is None:
         written = getattr(declared, "__name__", None) if isinstance(declared, type) else repr(declared)
         yield Problem(place, f"{what} has the type {written}", TYPES)
-
-
-def is_number(value: Any) -> bool:
-    """Whether the value is a finite number (and no bool)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

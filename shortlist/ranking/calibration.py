@@ -7,7 +7,6 @@ every action its own sigmoid of it. No sigmoid changes a score or an order.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from shortlist.framing.values import is_number
 
 CALIBRATION = "calibration.json"
 
@@ -37,7 +38,7 @@ class Head:
     def __post_init__(self) -> None:
         for name in ("weight", "slope", "intercept"):
             value: Any = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if not is_number(value):
                 raise ValueError(f"found {name} {value!r} of {self.action!r}: not finite, or not a number")
 
 

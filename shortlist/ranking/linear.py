@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shortlist.framing.values import is_number
 from shortlist.ranking.calibration import Head, probabilities, sigmoid
 from shortlist.ranking.scorer import ColumnFinder, Matrix, as_matrix
 from shortlist.ranking.standard import Standard
@@ -109,6 +109,6 @@ def _term(place: str, stored: Any) -> Term:
 
 
 def _number(place: str, name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_number(value):
         raise LinearError(f"{place}: found {name} {value!r}; expected a finite number; train the ranker again")
     return float(value)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from shortlist.events.schema import FieldType, value_type
-from shortlist.framing.durations import duration_ms
 from shortlist.framing.problems import Problem, nearest
+from shortlist.framing.values import is_count, is_duration, is_number
 from shortlist.slate.specs import DPP, MMR, Boost, Cap, Explore, Fairness, Pin, RuleSpec, Target, moment_ms, names_of
 
 NUMERIC = ("int", "float", "bool")
@@ -67,7 +66,7 @@ def _of_rule(rule: RuleSpec, declared: Declared) -> Iterator[Problem]:
         yield from _of_count("Cap.at_most", rule.at_most, declared)
     if isinstance(rule, Fairness):
         yield from _of_shares(rule, declared)
-    if isinstance(rule, Boost) and not (_is_number(rule.factor) and rule.factor > 0):
+    if isinstance(rule, Boost) and not (is_number(rule.factor) and rule.factor > 0):
         expected = "expected a number above 0" + ("; Exclude(...) drops items" if rule.factor == 0 else "")
         yield declared.problem(f"Boost.factor is {rule.factor!r}", expected)
     if isinstance(rule, Pin):
@@ -81,7 +80,7 @@ def _of_attribute(rule: str, name: Any, declared: Declared) -> Iterator[Problem]
 
 
 def _of_count(what: str, value: Any, declared: Declared) -> Iterator[Problem]:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not is_count(value, 1):
         yield declared.problem(f"{what} is {value!r}", "expected a whole number of at least 1")
 
 
@@ -94,7 +93,7 @@ def _of_diversity(rule: MMR | DPP, declared: Declared) -> Iterator[Problem]:
     elif not _is_among(rule.by, [*declared.embedding, *declared.attributes]):
         hint = nearest(str(rule.by), [*declared.embedding, *declared.attributes])
         yield declared.problem(f"{kind} compares by {rule.by!r}, no source and no attribute of the item", hint)
-    if not _is_number(rule.trade_off) or not 0 <= rule.trade_off <= 1:
+    if not is_number(rule.trade_off) or not 0 <= rule.trade_off <= 1:
         expected = "expected a number from 0, all diversity, to 1, all relevance"
         yield declared.problem(f"{kind}.trade_off is {rule.trade_off!r}", expected)
     yield from _of_count(f"{kind}.among", rule.among, declared)
@@ -106,7 +105,7 @@ def _of_exploration(rule: Explore, declared: Declared) -> Iterator[Problem]:
     if rule.among is not None and not _is_among(rule.among, declared.sources):
         hint = nearest(str(rule.among), declared.sources)
         yield declared.problem(f"Explore draws among {rule.among!r}, which is no source", hint)
-    if rule.temperature is not None and not (_is_number(rule.temperature) and rule.temperature > 0):
+    if rule.temperature is not None and not (is_number(rule.temperature) and rule.temperature > 0):
         expected = "expected a number above 0, or None to draw evenly"
         yield declared.problem(f"Explore.temperature is {rule.temperature!r}", expected)
 
@@ -116,7 +115,7 @@ def _of_shares(rule: Fairness, declared: Declared) -> Iterator[Problem]:
     if not isinstance(shares, Mapping) or not shares:
         yield declared.problem(f"Fairness.at_least is {shares!r}", 'expected shares of values, such as {"new": 0.2}')
         return
-    wrong = [share for share in shares.values() if not _is_number(share) or not 0 < share <= 1]
+    wrong = [share for share in shares.values() if not is_number(share) or not 0 < share <= 1]
     for share in wrong:
         yield declared.problem(f"Fairness gives a share of {share!r}", "expected a number above 0, at most 1")
     if not wrong and sum(shares.values()) > 1 + 1e-9:
@@ -161,7 +160,7 @@ def _of_where(kind: str, where: Any, declared: Declared) -> Iterator[Problem]:
         expected = f"expected one of {' '.join(known)} for a {declared_type}"
         yield declared.problem(f"{kind} compares {name!r} with {comparison!r}", expected)
     if comparison == "within":
-        if not _is_duration(value):
+        if not is_duration(value):
             yield declared.problem(f"{kind} looks for {name!r} within {value!r}", "expected a duration, such as '3d'")
         return
     several = comparison == "in"
@@ -175,7 +174,7 @@ def _of_where(kind: str, where: Any, declared: Declared) -> Iterator[Problem]:
 def _of_value(kind: str, name: str, value: Any, declared: Declared) -> Iterator[Problem]:
     declared_type = _type(name, declared)
     wanted = {"int": "a number", "float": "a number", "bool": "True or False"}.get(declared_type, "a text")
-    fits = isinstance(value, bool) if declared_type == "bool" else _is_number(value)
+    fits = isinstance(value, bool) if declared_type == "bool" else is_number(value)
     if not (fits if declared_type in NUMERIC else isinstance(value, str)):
         yield declared.problem(f"{kind} compares {name!r} with {value!r}", f"expected {wanted}")
 
@@ -187,14 +186,3 @@ def _type(name: str, declared: Declared) -> str:
 
 def _is_among(name: Any, known: Iterable[str]) -> bool:
     return isinstance(name, str) and name in known
-
-
-def _is_duration(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and duration_ms(value) > 0
-    except ValueError:
-        return False
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
