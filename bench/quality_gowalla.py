@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,10 @@ SPECS: list[MatrixFactorisation | HistorySpec] = [
     MatrixFactorisation(history),
     GraphFilter(history),
 ]
+SHARES = (1.0, 0.5, 0.0)
+"""What a source's scores may weigh in the merge."""
+Shares = tuple[float, ...]
+"""Of each source, in their order."""
 Scores = Callable[[Any], NDArray[np.float32]]
 """Of histories, a CSR matrix (users, items), to scores of the same shape; NaN for items that the source knows not."""
 
@@ -138,27 +142,28 @@ def standard(scores: NDArray[np.float32], known: Any) -> NDArray[np.float32]:
     return np.asarray((scores - mean) / np.maximum(spread, 1e-9), np.float32)
 
 
-def merged(scores: Collection[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """The mean of what sources say of each item. One that does not know an item says nothing of it, good or bad."""
-    said = np.sum([~np.isnan(one) for one in scores], axis=0)
-    total = np.sum([np.nan_to_num(one) for one in scores], axis=0)
-    return np.asarray(np.where(said > 0, total / np.maximum(said, 1), NOBODY), np.float32)
+def merged(scores: Collection[NDArray[np.float32]], shares: Collection[float]) -> NDArray[np.float32]:
+    """What sources say of each item, weighed. One that does not know an item says nothing of it, good or bad."""
+    total, said = (np.zeros(next(iter(scores)).shape, np.float32) for _ in range(2))
+    for one, share in zip(scores, shares, strict=True):
+        if share:
+            total += np.float32(share) * np.nan_to_num(one)
+            said += np.float32(share) * ~np.isnan(one)
+    return np.where(said > 0, total / np.maximum(said, np.float32(1e-9)), NOBODY)
 
 
 def measure(
-    parts: Mapping[str, Scores], merges: Collection[frozenset[str]], train: Any, test: Any, users: NDArray[np.int64]
-) -> dict[frozenset[str], NDArray[np.float64]]:
-    """Recall@20 and NDCG@20 of every user, shape (2, users), by each source alone and by means of several."""
-    wanted = {*merges, *(frozenset([name]) for name in parts)}
-    found: dict[frozenset[str], list[NDArray[np.float64]]] = {merge: [] for merge in wanted}
+    parts: Mapping[str, Scores], merges: Collection[Shares], train: Any, test: Any, users: NDArray[np.int64]
+) -> dict[Shares, NDArray[np.float64]]:
+    """Recall@20 and NDCG@20 of every user, shape (2, users), of sources merged by shares."""
+    found: dict[Shares, list[NDArray[np.float64]]] = {shares: [] for shares in merges}
     for start in range(0, len(users), BLOCK):
         block = users[start : start + BLOCK]
         known, relevant = train[block], test[block]
-        scores = {name: standard(of(known), known) for name, of in parts.items()}
-        for merge, judged in found.items():
-            total = merged([scores[name] for name in sorted(merge)])
-            judged.append(np.stack(judge(total, known, relevant)))
-    return {merge: np.concatenate(judged, axis=1) for merge, judged in found.items()}
+        scores = [standard(of(known), known) for of in parts.values()]
+        for shares, judged in found.items():
+            judged.append(np.stack(judge(merged(scores, shares), known, relevant)))
+    return {shares: np.concatenate(judged, axis=1) for shares, judged in found.items()}
 
 
 def judge(scores: NDArray[np.float32], known: Any, relevant: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -167,22 +172,32 @@ def judge(scores: NDArray[np.float32], known: Any, relevant: Any) -> tuple[NDArr
     return np.asarray(recall, np.float64), ndcg_of(scores, known, relevant, K)
 
 
-def choose(parts: Mapping[str, Scores], known: Any, held: Any, users: NDArray[np.int64]) -> frozenset[str]:
-    """The sources to merge: all, but for those without which the others reach a higher NDCG@20 on what was held out.
+def choose(parts: Mapping[str, Scores], known: Any, held: Any, users: NDArray[np.int64]) -> Shares:
+    """The share of each source: at first all have the same, then one after the other is halved, or goes.
 
-    All have the same share, of scores in deviations: shares that are chosen fit the part that chose them.
+    As long as the merge reaches a higher NDCG@20 on what was held out. No finer: shares that are chosen fit the part
+    that chose them.
     """
-    merges = [frozenset(some) for count in range(1, len(parts) + 1) for some in combinations(parts, count)]
-    found = {merge: float(of[1].mean()) for merge, of in measure(parts, merges, known, held, users).items()}
-    means = {" + ".join(sorted(merge)): round(mean, 4) for merge, mean in found.items()}
-    print(f"  NDCG@{K} on what was held out: {means}", flush=True)
-    chosen = frozenset(parts)
-    while others := [chosen - {name} for name in sorted(chosen) if len(chosen) > 1]:
-        best = max(others, key=found.__getitem__)
-        if found[best] <= found[chosen]:
-            break
-        chosen = best
-    return chosen
+    every = [shares for shares in product(SHARES, repeat=len(parts)) if SHARES[0] in shares]
+    found = {shares: float(of[1].mean()) for shares, of in measure(parts, every, known, held, users).items()}
+    shares: Shares = (SHARES[0],) * len(parts)
+    while True:
+        print(f"  NDCG@{K} on what was held out: {found[shares]:.4f} by shares {named(parts, shares)}", flush=True)
+        best = max((each for each in lowered(shares) if each in found), key=found.__getitem__, default=shares)
+        if found[best] <= found[shares]:
+            return shares
+        shares = best
+
+
+def lowered(shares: Shares) -> list[Shares]:
+    """Each share that can be lowered by a step, all else as it is."""
+    steps = dict(pairwise(SHARES))
+    return [(*shares[:at], steps[share], *shares[at + 1 :]) for at, share in enumerate(shares) if share in steps]
+
+
+def named(parts: Iterable[str], shares: Shares) -> dict[str, float]:
+    """The sources that have a share, with it."""
+    return {name: share for name, share in zip(parts, shares, strict=True) if share}
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -211,10 +226,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         seconds = round(time.perf_counter() - begun, 1)
         plain = {name: value for name, value in found.items() if isinstance(value, float | int | str)}
         figures[spec.name] = {"fit_s": seconds, **plain}
-    figures["merged"] = {"fit_s": round(sum(figures[name]["fit_s"] for name in merge), 1), "of": sorted(merge)}
-    judged = measure(fitted, [merge], train.matrix(shape), test.matrix(shape), asked)
-    for name, part in {**{name: frozenset([name]) for name in fitted}, "merged": merge}.items():
-        recall, ndcg = judged[part].mean(axis=1).tolist()
+    of = named(chosen, merge)
+    figures["merged"] = {"fit_s": round(sum(figures[name]["fit_s"] for name in of), 1), "of": of}
+    wanted = {name: tuple(float(name == other) for other in fitted) for name in fitted} | {"merged": (0.0, *merge)}
+    judged = measure(fitted, wanted.values(), train.matrix(shape), test.matrix(shape), asked)
+    for name, shares in wanted.items():
+        recall, ndcg = judged[shares].mean(axis=1).tolist()
         figures[name] = {"recall_20": round(recall, 4), "ndcg_20": round(ndcg, 4), **figures[name]}
         print(f"  {name:22} {recall:.4f} {ndcg:.4f}   {figures[name]}", flush=True)
     best = max(fitted, key=lambda name: figures[name]["ndcg_20"])

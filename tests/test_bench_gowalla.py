@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import sparse
 
-from bench.quality_gowalla import Scores, choose, measure, merged, read, standard
+from bench.quality_gowalla import Scores, choose, measure, merged, named, read, standard
 
 
 def test_scores_of_any_size_are_measured_from_what_is_new_to_the_user() -> None:
@@ -34,9 +34,10 @@ def test_a_source_says_nothing_of_items_that_it_does_not_know() -> None:
     some = standard(np.array([[1, nan, 3, nan, nan]], np.float32), known)
     assert np.allclose(some, [[-1, nan, 1, nan, nan]], equal_nan=True)
     every = np.array([[0, 2, 4, 6, nan]], np.float32)
-    found = merged([some, every])
-    assert np.allclose(found[0, :4], [-0.5, 2, 2.5, 6])
+    found = merged([some, every], [0.5, 1.0])
+    assert np.allclose(found[0, :4], [-1 / 3, 2, 3, 6])
     assert found[0, 4] < found[0, :4].min()
+    assert np.allclose(merged([every, some], [1.0, 0.0])[0, :4], [0, 2, 4, 6])
 
 
 def fixed(scores: NDArray[np.float32]) -> Scores:
@@ -48,19 +49,20 @@ def test_sources_are_merged_where_they_add_something() -> None:
     truth = rng.standard_normal((users, items), np.float32)
     wanted = np.zeros((users, items), np.float32)
     np.put_along_axis(wanted, np.argsort(-truth, axis=1)[:, :5], 1, axis=1)
-    noise = rng.standard_normal((3, users, items), np.float32)
+    noise = rng.standard_normal((4, users, items), np.float32)
     parts = {
         "good": fixed(truth + noise[0]),
         "other": fixed(1_000 * (truth + noise[1])),
-        "copy": fixed(truth + noise[0] + 0.01 * noise[2]),
-        "noise": fixed(noise[2]),
+        "worse": fixed(truth + 2 * noise[2]),
+        "noise": fixed(noise[3]),
     }
     nothing, held = sparse.csr_matrix((users, items), dtype=np.float32), sparse.csr_matrix(wanted)
     everybody = np.arange(users)
-    assert choose(parts, nothing, held, everybody) in ({"good", "other"}, {"copy", "other"})
-    found = measure(parts, [frozenset(("good", "other"))], nothing, held, everybody)
-    assert set(found) == {frozenset(("good", "other")), *(frozenset([name]) for name in parts)}
-    assert found[frozenset(("good", "other"))][1].mean() > found[frozenset(["good"])][1].mean() + 0.05
+    chosen = choose(parts, nothing, held, everybody)
+    assert named(parts, chosen) == {"good": 1.0, "other": 1.0, "worse": 0.5}
+    alone, all_alike = (1.0, 0.0, 0.0, 0.0), (1.0, 1.0, 1.0, 1.0)
+    found = measure(parts, [chosen, alone, all_alike], nothing, held, everybody)
+    assert found[chosen][1].mean() > max(found[alone][1].mean(), found[all_alike][1].mean()) + 0.05
 
 
 def test_a_folder_without_the_files_is_refused_with_what_to_do(tmp_path: Path) -> None:

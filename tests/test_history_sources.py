@@ -42,13 +42,10 @@ from shortlist.training.sources.factors import fit_factors, halves
 from shortlist.training.sources.fitting import Lesson, fit_source, row_columns
 from shortlist.training.sources.graph import Graph
 from shortlist.training.sources.item_weights import (
-    Exam,
     Interactions,
     autoencoder,
     covisits,
     fit_item_weights,
-    ndcg_of,
-    proven,
 )
 
 user, film = Entity("user"), Entity("film")
@@ -84,10 +81,11 @@ def fitted(spec: HistorySpec, of: Interactions, **earlier: float) -> Dense:
     return dense_of(fit_item_weights(spec, of, 0, earlier or None, lambda _: None)[0])
 
 
-def normalised(of: Interactions) -> Dense:
+def normalised(of: Interactions, prolific: float = 0.5) -> Dense:
     matrix = of.matrix().toarray().astype(np.float64)
-    halved: Dense = matrix / np.sqrt(matrix.sum(1, keepdims=True)) / np.sqrt(matrix.sum(0, keepdims=True))
-    return halved
+    halved = matrix / matrix.sum(1, keepdims=True) ** prolific / np.sqrt(matrix.sum(0, keepdims=True))
+    scaled: Dense = halved / np.linalg.norm(halved, 2)
+    return scaled
 
 
 def test_the_autoencoder_is_the_formula_of_the_paper() -> None:
@@ -127,34 +125,9 @@ def test_co_visits_of_some_items_are_their_rows_of_all() -> None:
     assert not rows[np.arange(4), some].any()
 
 
-def whose_newest_are(popular: bool) -> Interactions:
-    """Acts on items that few know, five of each user's group, and then on something that everybody knows, or not."""
-    rng = np.random.default_rng(0)
-    pairs = []
-    for user in range(300):
-        rare = [f"rare {user % 30} {n}" for n in rng.permutation(8)[:6]]
-        known = [f"known {n}" for n in rng.permutation(4)[:3]]
-        chosen = [*rare[:5], *known] if popular else [*known, *rare]
-        pairs += [(f"u{user}", item) for item in chosen]
-    users, items = zip(*pairs, strict=True)
-    return Interactions.of(hash_strings(list(users)), hash_strings(list(items)), np.arange(len(pairs)))
-
-
-def test_how_much_popularity_is_held_back_is_chosen_on_the_newest_actions() -> None:
-    acted = whose_newest_are(popular=True)
-    weights, figures = fit_item_weights(CoVisitation(history), acted, 0, None, lambda _: None)
-    assert figures["popularity"] < 0.5
-    assert figures["ndcg@20"][str(figures["popularity"])] == max(figures["ndcg@20"].values())
-    assert np.array_equal(dense_of(weights), fitted(CoVisitation(history, popularity=figures["popularity"]), acted))
-    assert np.array_equal(
-        fitted(CoVisitation(history), acted, popularity=0.1), fitted(CoVisitation(history, popularity=0.1), acted)
-    )
-    others = whose_newest_are(popular=False)
-    assert fit_item_weights(CoVisitation(history), others, 0, None, lambda _: None)[1]["popularity"] == 0.5
-
-
-def test_the_graph_filter_is_its_polynomial() -> None:
-    halves, sharpness = normalised(acts()), 2.5
+@pytest.mark.parametrize("prolific", [0.5, 0.3])
+def test_the_graph_filter_is_its_polynomial(prolific: float) -> None:
+    halves, sharpness = normalised(acts(), prolific), 2.5
     spread = halves.T @ halves
     right = np.linalg.svd(halves)[2][:3]
     root = np.sqrt(acts().matrix().toarray().sum(0))
@@ -162,35 +135,28 @@ def test_the_graph_filter_is_its_polynomial() -> None:
     blurred = spread + 0.2 * smooth
     powers = [np.linalg.matrix_power(-sharpness * spread, n) / math.factorial(n) for n in range(5)]
     expected = (sum(powers) @ blurred).T  # a row of the matrix is the answer to one item
-    found = fitted(GraphFilter(history, rank=3), acts(), low_pass=0.2, sharpness=sharpness)
+    found = fitted(GraphFilter(history, rank=3), acts(), prolific=prolific, low_pass=0.2, sharpness=sharpness)
     assert np.allclose(found, expected, atol=2e-5)
-    graph = Graph.of(acts().matrix(), 3)
-    by_grid = graph.settings(acts().matrix()[:4])[0.2, sharpness]
-    assert np.allclose(by_grid, acts().matrix()[:4].toarray() @ expected, atol=2e-4)
+    graph = Graph.of(acts().matrix(), 3, prolific=prolific)
+    for answer in (graph.settings(acts().matrix()[:4])[0.2, sharpness], graph.answers(acts().matrix()[:4])):
+        assert np.allclose(answer, acts().matrix()[:4].toarray() @ expected, atol=2e-4)
 
 
-def test_factors_are_the_truncated_decomposition() -> None:
+@pytest.mark.parametrize(("prolific", "power"), [(0.5, 1.0), (0.3, 1.0), (0.4, 0.5)])
+def test_factors_are_the_truncated_decomposition(prolific: float, power: float) -> None:
     matrix = acts().matrix()
-    _, values, right = np.linalg.svd(normalised(acts()), full_matrices=False)
+    _, values, right = np.linalg.svd(normalised(acts(), prolific), full_matrices=False)
     root = np.sqrt(matrix.toarray().sum(0))
-    expected = (matrix.toarray() / root) @ (right[:5].T * values[:5]) @ right[:5] * root
-    spoken, wanted = halves(matrix, 5, 0)
+    expected = (matrix.toarray() / root) @ (right[:5].T * values[:5] ** power) @ right[:5] * root
+    spoken, wanted = halves(Graph.of(matrix, 5, 0, prolific), power)
     assert np.allclose(matrix @ spoken @ wanted.T, expected, atol=2e-2 * np.abs(expected).max())
-    factors, figures = fit_factors(MatrixFactorisation(history, dimensions=5), acts(), 0, None, lambda _: None)
+    spec, earlier = MatrixFactorisation(history), {"prolific": prolific, "dimensions": 5, "power": power}
+    factors, figures = fit_factors(spec, acts(), 0, earlier, lambda _: None)
     assert figures["dimensions"] == factors.spoken.shape[1] == factors.index.dimensions == 5
     vector = factors.user_vectors(hash_strings(["x"]), acts().items[None, [3, 3, 7]].view(np.int64), {})[0]
     together = spoken[3] + spoken[7]
     assert np.allclose(vector, together / np.linalg.norm(together), atol=1e-5)
     assert np.allclose(factors.index.vectors[2], wanted[2], atol=1e-5)
-
-
-def test_factors_are_as_deep_as_memory_allows_and_never_less_than_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    deep = MatrixFactorisation(history)
-    monkeypatch.setattr("shortlist.training.sources.factors.DEFAULT", 4)
-    for numbers, most in ((30 * 9, 9), (30 * 2, 4), (10**9, 29)):
-        monkeypatch.setattr("shortlist.training.sources.factors.NUMBERS", numbers)
-        tried = fit_factors(deep, acts(items=30), 0, None, lambda _: None)[1]["ndcg@20"]
-        assert max(map(int, tried)) == most
 
 
 def test_damaged_factors_are_refused(tmp_path: Path) -> None:
@@ -264,36 +230,6 @@ def test_the_most_frequent_items_take_part() -> None:
     counts = np.bincount(whole.item)
     assert set(few.items) == set(whole.items[np.argsort(-counts, kind="stable")[:7]])
     assert np.array_equal(few.matrix().sum(0), whole.matrix()[:, np.isin(whole.items, few.items)].sum(0))
-
-
-def test_the_newest_actions_are_held_out() -> None:
-    of = Interactions.of(
-        hash_strings(["a"] * 12 + ["b"] * 3), hash_strings([f"i{n:02}" for n in (*range(12), 0, 1, 2)]), np.arange(15)
-    )
-    exam = Exam.of(of, seed=0)
-    assert exam.held.shape[0] == 1  # b has too few
-    newest = hash_strings(["i10", "i11"])
-    assert set(of.items[exam.held.indices]) == set(newest)
-    assert exam.learned.sum() == 13
-    assert not exam.known.multiply(exam.held).sum()
-
-
-def test_ndcg_ranks_all_but_the_known_ones() -> None:
-    of = acts(users=1, items=2, pairs=1).matrix()
-    assert of.shape == (1, 1)
-    matrix = Interactions(1, hash_strings(list("abcd")), np.zeros(2, np.int64), np.array([0, 2]))
-    known, held = matrix.matrix(np.array([True, False])), matrix.matrix(np.array([False, True]))
-    scores = np.array([[9.0, 3.0, 2.0, 1.0]], np.float32)
-    assert ndcg_of(scores, known, held) == pytest.approx([1 / np.log2(3)])
-
-
-def test_another_setting_has_to_prove_itself() -> None:
-    rng = np.random.default_rng(0)
-    first = rng.random(200)
-    assert proven({"default": first, "other": first + rng.normal(0.0, 0.5, 200) * 0.01}, "default") == "default"
-    assert proven({"default": first, "better": first + 0.1 + 0.1 * rng.random(200)}, "default") == "better"
-    assert proven({"default": np.array([np.nan]), "other": np.array([np.nan])}, "default") == "default"
-    assert proven({}, "default") == "default"
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.integers(1, 25))

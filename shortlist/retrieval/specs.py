@@ -111,9 +111,9 @@ class GraphFilter:
 
     Normalised co-occurrence and an ideal low pass of `rank` directions (Shen et al., How powerful is graph convolution
     for recommendation?, CIKM 2021), sharpened by the heat equation run backwards (Choi et al., Blurring-sharpening
-    process models, SIGIR 2023). How much of the low pass and how sharp is chosen on held-out actions. `history` is a
-    feature that lists the user's items; the `most_items` most frequent ones take part, each with the `neighbours`
-    greatest of its weights.
+    process models, SIGIR 2023). How far prolific users are held back, how much of the low pass and how sharp is chosen
+    on held-out actions. `history` is a feature that lists the user's items; the `most_items` most frequent ones take
+    part, each with the `neighbours` greatest of its weights.
     """
 
     history: Aggregate
@@ -129,9 +129,9 @@ class MatrixFactorisation:
     """Items as vectors, a user as the sum of the history's, and an index of the items nearest to it.
 
     The singular value decomposition (PureSVD; Cremonesi, Koren, Turrin, RecSys 2010) of the matrix of users and items,
-    normalised on both sides, so that neither prolific users nor popular items rule it. Of up to `dimensions` as many
-    are kept as prove useful on held-out actions; of a large catalogue only as many as 400 MB hold, or 256. `history` is
-    a feature that lists the user's items.
+    normalised on both sides, so that neither prolific users nor popular items rule it. How far prolific users are held
+    back, how many of the `dimensions` are kept and how much the first of them count is chosen on held-out actions; of a
+    large catalogue only as many are kept as 400 MB hold, or 256. `history` is a feature that lists the user's items.
     """
 
     history: Aggregate

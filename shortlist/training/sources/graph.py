@@ -1,7 +1,8 @@
 """The graph of users and items as a linear filter, applied through its two sparse halves.
 
-With R the (users, items) matrix of ones and R' = Du^-1/2 R Di^-1/2, the filter is P = R'^T R': what a random walk from
-an item over its users back to items says. P itself is never formed; it has too many entries.
+With R the (users, items) matrix of ones and R' = Du^-p R Di^-1/2, the filter is P = R'^T R'. At p = 1/2 it is what a
+random walk from an item over its users back to items says; below it, users of many items have more of a say. P itself
+is never formed; it has too many entries.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ SETTING: Setting = (0.2, 2.5)
 LOW_PASS, SHARPNESS = (0.0, 0.1, 0.2, 0.3, 0.5), (0.0, 1.0, 2.5)
 ORDER = 4
 """Terms of exp(-sharpness P): one step of Runge and Kutta's fourth-order method."""
+PROLIFIC, PROLIFICS = 0.5, (0.5, 0.4, 0.3)
+"""The exponent by which users of many items are held back, by default, and those that it has to beat."""
 ROUNDS, SPARE = 4, 32
 WIDTH = 64
 
@@ -52,6 +55,7 @@ class Graph:
     """R' (`forth`), its transpose (`back`), the square root of each item's degree, and the smoothest directions.
 
     `directions`, shape (items, rank), are the right singular vectors of R' with the greatest singular values, `values`.
+    Where there are any, R' is scaled so that the greatest is 1, as it is by itself at p = 1/2.
     """
 
     forth: Any
@@ -61,14 +65,17 @@ class Graph:
     values: Matrix
 
     @classmethod
-    def of(cls, matrix: Any, rank: int = 0, seed: int = 0) -> Graph:
+    def of(cls, matrix: Any, rank: int = 0, seed: int = 0, prolific: float = PROLIFIC) -> Graph:
         """The graph of a CSR matrix of ones, shape (users, items)."""
         by_user, by_item = (np.asarray(matrix.sum(axis), np.float32).ravel() for axis in (1, 0))
         root = np.sqrt(np.maximum(by_item, 1))
-        halves = sparse.diags(1 / np.sqrt(np.maximum(by_user, 1))), sparse.diags(1 / root)
+        halves = sparse.diags(np.maximum(by_user, 1) ** -prolific), sparse.diags(1 / root)
         forth = sparse.csr_matrix(halves[0] @ matrix @ halves[1], dtype=np.float32)
         back = sparse.csr_matrix(forth.T)
-        return cls(forth, back, root, *smoothest(forth, back, min(rank, min(forth.shape) - 1), seed))
+        directions, values = smoothest(forth, back, min(rank, min(forth.shape) - 1), seed)
+        if len(values) and values[0] > 0:
+            forth, back, values = forth / values[0], back / values[0], values / values[0]
+        return cls(forth, back, root, directions, values)
 
     def spread(self, signals: Matrix) -> Matrix:
         """P times signals, shape (items, w)."""
@@ -85,6 +92,10 @@ class Graph:
         if low_pass:
             term = term + np.float32(low_pass) * self.smooth(signals)
         return total([term, *self._powers(term)] if sharpness else [term], sharpness)
+
+    def answers(self, known: Any) -> Matrix:
+        """The default setting's answer to the histories of some users, shape (users, items) like the histories."""
+        return self.filtered(np.ascontiguousarray(known.toarray().T), *SETTING).T
 
     def settings(self, known: Any) -> dict[Setting, Matrix]:
         """Every setting's answer to the histories of some users, shape (users, items) like the histories themselves."""

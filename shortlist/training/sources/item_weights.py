@@ -19,7 +19,7 @@ from shortlist.features.hashing import Hashes
 from shortlist.retrieval.models.item_weights import ItemWeights
 from shortlist.retrieval.specs import CoVisitation, GraphFilter, LinearAutoencoder
 from shortlist.training.rankers.fitting import NothingToLearnError
-from shortlist.training.sources.graph import SETTING, Graph
+from shortlist.training.sources.graph import PROLIFIC, PROLIFICS, SETTING, Graph
 
 Matrix = NDArray[np.float32]
 Sparse = Any
@@ -139,6 +139,22 @@ def proven(found: Mapping[Any, NDArray[np.float64]], default: Any) -> Any:
     best = max(measured, key=lambda setting: float(measured[setting].mean()))
     gain = measured[best] - measured[default]
     return best if gain.mean() > SURE * gain.std(ddof=1) / len(gain) ** 0.5 else default
+
+
+def chosen_prolific(
+    exam: Exam, fit: Callable[[float], Callable[[Sparse], Matrix]], step: Share
+) -> tuple[float, dict[str, float]]:
+    """The exponent by which users of many items are held back, and what each one reaches.
+
+    `fit` makes of an exponent what says of some users' histories how much each item is wanted.
+    """
+    found: dict[Any, NDArray[np.float64]] = {}
+    for number, each in enumerate(PROLIFICS, 1):
+        answers = fit(each)
+        found |= exam.ndcg(lambda known, of=answers, at=each: {at: of(known)}, lambda _: None)  # type: ignore[misc]
+        step(number / len(PROLIFICS))
+    reached = {f"prolific {each}": float(np.nanmean(values)) for each, values in found.items()}
+    return proven(found, PROLIFIC), reached
 
 
 def fit_item_weights(
@@ -275,21 +291,24 @@ def autoencoder(matrix: Sparse, ridge: float) -> Matrix:
 def _(spec: GraphFilter, acts: Interactions, seed: int, earlier: Figures | None, step: Share) -> tuple[Kept, Figures]:
     figures: dict[str, Any] = {}
     if earlier is not None:
-        low_pass, sharpness = float(earlier["low_pass"]), float(earlier["sharpness"])
+        prolific, low_pass, sharpness = (float(earlier[name]) for name in ("prolific", "low_pass", "sharpness"))
     else:
         exam = Exam.of(acts, seed)
-        graph = Graph.of(exam.learned, spec.rank, seed)
-        found = exam.ndcg(graph.settings, lambda share: step(0.3 * share))
+        prolific, judged = chosen_prolific(
+            exam, lambda each: Graph.of(exam.learned, spec.rank, seed, each).answers, lambda share: step(0.15 * share)
+        )
+        graph = Graph.of(exam.learned, spec.rank, seed, prolific)
+        found = exam.ndcg(graph.settings, lambda share: step(0.15 + 0.15 * share))
         low_pass, sharpness = proven(found, SETTING)
-        figures["ndcg@20"] = {f"{a} {b}": float(np.nanmean(values)) for (a, b), values in found.items()}
-    graph = Graph.of(acts.matrix(), spec.rank, seed)
+        figures["ndcg@20"] = judged | {f"{a} {b}": float(np.nanmean(values)) for (a, b), values in found.items()}
+    graph = Graph.of(acts.matrix(), spec.rank, seed, prolific)
     kept = Kept([], [])
     for rows in graph.weights(low_pass, sharpness):
         part = _strongest(rows, spec.neighbours)
         kept.columns.extend(part.columns)
         kept.values.extend(part.values)
         step(0.3 + 0.7 * len(kept.columns) / len(acts.items))
-    return kept, {"low_pass": low_pass, "sharpness": sharpness, **figures}
+    return kept, {"prolific": prolific, "low_pass": low_pass, "sharpness": sharpness, **figures}
 
 
 def _strongest(rows: Matrix, neighbours: int) -> Kept:
