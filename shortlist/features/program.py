@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from shortlist.events.schema import Entity, FieldType
 from shortlist.features import descriptors as k
 from shortlist.features.definitions import Aggregate, Feature, Ratio, RequestFeature, Stream, duration_ms
 from shortlist.features.problems import problems
+from shortlist.features.used_code import used_code
 from shortlist.features.windows import MAX_FUTURE_MS, Window, attribute_types, entity_of, type_of, window_of
 from shortlist.framing.problems import ProjectError, nearest
 
@@ -344,10 +344,7 @@ def numeric_attributes(entities: Iterable[Entity]) -> dict[str, tuple[str, str]]
 
 def _described(feature: Feature) -> Any:
     if isinstance(feature, RequestFeature):
-        try:
-            return [feature.name, inspect.getsource(feature.function)]
-        except (OSError, TypeError):  # made at a prompt: there is no file to read the source from
-            return [feature.name, feature.inputs]
+        return [feature.name, *used_code(feature.function)]
     if isinstance(feature, Ratio):
         return [feature.name, _described(feature.numerator), _described(feature.denominator), feature.prior]
     if not isinstance(feature, Aggregate):

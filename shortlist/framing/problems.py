@@ -37,12 +37,13 @@ class ProjectError(Exception):
 def declared_at() -> str:
     """`file:line` of the nearest caller outside this package: where the user wrote the declaration."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and _is_ours(frame.f_code.co_filename):
+    while frame.f_back is not None and is_ours(frame.f_code.co_filename):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
-def _is_ours(file: str) -> bool:
+def is_ours(file: str) -> bool:
+    """Whether a file belongs to this package, and declares no project."""
     return file.startswith((PACKAGE, "<string>")) and not file.startswith(PROJECTS)
 
 
