@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import resource
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +22,7 @@ from shortlist.serving.app import Answer, Routed, application
 from shortlist.serving.limits import Limits
 from shortlist.serving.messages import RefusedError
 from shortlist.serving.metrics import Metrics
-from shortlist.serving.server import Server, listen
+from shortlist.serving.server import FILES_OF_OURS, Server, listen, within_system
 
 LIMITS = Limits(body_bytes=100_000, head_bytes=4_000, head_seconds=0.4, body_seconds=0.6, keep_alive_seconds=1)
 
@@ -303,6 +304,37 @@ def test_slow_clients_do_not_hold_up_the_others(running: Shell) -> None:
     finally:
         for idler in idlers:
             idler.close()
+
+
+def test_one_connection_too_many_is_refused_and_the_others_go_on() -> None:
+    asks = b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n[]"
+    with shell(replace(LIMITS, connections=3, head_seconds=10)) as running, ExitStack() as clients:
+
+        def connected() -> socket.socket:
+            return clients.enter_context(closing(socket.create_connection(("127.0.0.1", running.port), timeout=5)))
+
+        for client in (few := [connected() for _ in range(3)]):
+            client.sendall(asks)
+            assert client.recv(1_000).startswith(b"HTTP/1.1 200")
+        refused = read_all(connected())
+        assert refused.startswith(b"HTTP/1.1 503")
+        assert b"there are 3 connections already" in refused
+        few[1].sendall(asks)
+        assert few[1].recv(1_000).endswith(b"[]")
+        few[0].close()
+        once = asks.replace(b"host", b"connection: close\r\nhost")
+        begun = time.monotonic()
+        while not (answer := running.raw(once)).startswith(b"HTTP/1.1 200"):
+            assert time.monotonic() < begun + 5, answer
+            time.sleep(0.01)
+
+
+def test_there_are_no_more_connections_than_files_may_be_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1_024, 4_096))
+    assert within_system(Limits()).connections == 1_024 - FILES_OF_OURS
+    assert within_system(Limits(connections=10)).connections == 10
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert within_system(Limits()) == Limits()
 
 
 def test_several_requests_on_one_connection_and_at_once(running: Shell) -> None:

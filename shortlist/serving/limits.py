@@ -9,6 +9,7 @@ from dataclasses import dataclass
 class Limits:
     """Bounds and intervals of the HTTP service. Times in seconds, sizes in bytes.
 
+    Of `connections` at the same time there are fewer where the system lets the process open fewer files.
     `vector_sample` is the share of requests whose slates' feature vectors are logged for the skew audit, 0 to 1.
     """
 
@@ -17,6 +18,7 @@ class Limits:
     head_seconds: float = 10.0
     body_seconds: float = 30.0
     keep_alive_seconds: float = 30.0
+    connections: int = 8_192
     shutdown_seconds: float = 20.0
     k: int = 1_000
     items: int = 10_000

@@ -51,6 +51,8 @@ class Together:
 class BoundedProtocol(HttpToolsProtocol):
     """Refuses, in JSON, a request whose head or body comes too slowly (408), or whose head is too large (431).
 
+    Beyond so many connections a new one is refused (503) before it says anything.
+
     A refused body that keeps coming (413 was answered already) is read and thrown away, so that the client sees the
     answer, up to as many bytes again as the limit.
     """
@@ -71,8 +73,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self.body_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client is there."""
+        """A client is there. One too many is told so at once: what others wait for is not shared further."""
         super().connection_made(Together(transport, self.loop))  # type: ignore[arg-type]
+        most = self.limits.connections
+        if len(self.connections) > most:
+            self._refuse(503, "too_many_connections", f"there are {most} connections already; come again in a moment")
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client. The clock of a head starts with its first byte, even if that begins no request."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import socket
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FrameType
 
 import uvicorn
@@ -21,11 +23,22 @@ SWEEPS = 20
 """How many sweeps for overdue connections go into the shortest time limit."""
 
 
+FILES_OF_OURS = 256
+"""Files that the service itself may have open: the log, snapshots, releases, libraries."""
+
+
+def within_system(limits: Limits) -> Limits:
+    """The limits, with as many connections as the system lets the process open files, but for our own."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    room = limits.connections if files == resource.RLIM_INFINITY else max(1, files - FILES_OF_OURS)
+    return replace(limits, connections=min(limits.connections, room))
+
+
 class Server(uvicorn.Server):
     """uvicorn's server, which also ends overdue connections and takes a signal as a plain order to finish."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
-        self.limits = limits
+        self.limits = limits = within_system(limits)
         super().__init__(
             uvicorn.Config(
                 app,
