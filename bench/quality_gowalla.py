@@ -25,7 +25,7 @@ from shortlist.retrieval.models.factors import Factors
 from shortlist.retrieval.models.item_weights import ItemWeights
 from shortlist.retrieval.specs import CoVisitation, GraphFilter, HistorySpec, LinearAutoencoder, MatrixFactorisation
 from shortlist.training.sources.factors import fit_factors
-from shortlist.training.sources.item_weights import Interactions, fit_item_weights, hits_of, ndcg_of
+from shortlist.training.sources.item_weights import SURE, Interactions, fit_item_weights, hits_of, ndcg_of
 
 K, BLOCK = 20, 512
 DATA = Path(os.environ.get("SHORTLIST_DATA", "../shared/data")) / "gowalla"
@@ -175,18 +175,24 @@ def judge(scores: NDArray[np.float32], known: Any, relevant: Any) -> tuple[NDArr
 def choose(parts: Mapping[str, Scores], known: Any, held: Any, users: NDArray[np.int64]) -> Shares:
     """The share of each source: at first all have the same, then one after the other is halved, or goes.
 
-    As long as the merge reaches a higher NDCG@20 on what was held out. No finer: shares that are chosen fit the part
-    that chose them.
+    What leaves most is lowered, until NDCG@20 on what was held out falls below the best so far by more than a standard
+    error: a share has to prove itself. None is finer, because shares that are chosen fit the part that chose them.
     """
     every = [shares for shares in product(SHARES, repeat=len(parts)) if SHARES[0] in shares]
-    found = {shares: float(of[1].mean()) for shares, of in measure(parts, every, known, held, users).items()}
+    found = {shares: of[1] for shares, of in measure(parts, every, known, held, users).items()}
     shares: Shares = (SHARES[0],) * len(parts)
-    while True:
-        print(f"  NDCG@{K} on what was held out: {found[shares]:.4f} by shares {named(parts, shares)}", flush=True)
-        best = max((each for each in lowered(shares) if each in found), key=found.__getitem__, default=shares)
-        if found[best] <= found[shares]:
-            return shares
-        shares = best
+    best = found[shares]
+    print(f"  NDCG@{K} on what was held out: {best.mean():.4f} by {named(parts, shares)}", flush=True)
+    while lower := [each for each in lowered(shares) if each in found]:
+        leaves_most = max(lower, key=lambda each: float(found[each].mean()))
+        loss = best - found[leaves_most]
+        surely = loss.mean() > SURE * loss.std(ddof=1) / len(loss) ** 0.5
+        shown = f"{found[leaves_most].mean():.4f} by {named(parts, leaves_most)}"
+        print(f"    {shown}{', surely less' if surely else ''}", flush=True)
+        if surely:
+            break
+        shares, best = leaves_most, max(best, found[leaves_most], key=lambda each: float(each.mean()))
+    return shares
 
 
 def lowered(shares: Shares) -> list[Shares]:
