@@ -7,6 +7,7 @@ import inspect
 import os
 import sysconfig
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
@@ -19,8 +20,9 @@ STANDARD = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "plats
 INSTALLED = {"site-packages", "dist-packages"}
 """Where Python and libraries lie. What is used of those is told by its name, which stands in the source."""
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
-WRAPPED = ("__wrapped__", "py_func", "__func__", "fget", "func")
-"""Where a cached or compiled function, a class or static method and a property keep their function."""
+HOLDERS = {classmethod: "__func__", staticmethod: "__func__", property: "fget", partial: "func"}
+WRAPPED = ("__wrapped__", "py_func", "func")
+"""Where a function is kept by those of Python, and by what is cached or compiled."""
 
 Found = dict[str, set[str]]
 
@@ -52,7 +54,9 @@ def _function_of(value: Any) -> Any:
     """The function that a method, a property, or something cached or compiled wraps; else the value itself."""
     if isinstance(value, FunctionType | type | ModuleType):
         return value
-    inner = (getattr(value, name, None) for name in WRAPPED)
+    if type(value) in HOLDERS:
+        return getattr(value, HOLDERS[type(value)])
+    inner = (inspect.getattr_static(value, name, None) for name in WRAPPED)  # asking runs no code of the value's
     return next((each for each in inner if isinstance(each, FunctionType)), value)
 
 

@@ -63,7 +63,8 @@ def choose(exam: Exam, most: int, seed: int, step: Share) -> dict[str, Any]:
     prolific, judged = chosen_prolific(exam, shallow, lambda share: step(0.4 * share))
     graph = Graph.of(exam.learned, most, seed, prolific)
     step(0.8)
-    (spoken, wanted), (deepest,) = halves(graph, POWER), graph.values.shape
+    spoken, wanted = halves(graph, POWER)
+    deepest = len(graph.values)
     counts = sorted({min(count, deepest) for count in DIMENSIONS})
 
     def scores(known: Any) -> Mapping[tuple[int, float], Vectors]:

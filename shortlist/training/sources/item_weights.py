@@ -150,11 +150,15 @@ def chosen_prolific(
     """
     found: dict[Any, NDArray[np.float64]] = {}
     for number, each in enumerate(PROLIFICS, 1):
-        answers = fit(each)
-        found |= exam.ndcg(lambda known, of=answers, at=each: {at: of(known)}, lambda _: None)  # type: ignore[misc]
+        found |= exam.ndcg(_alone(each, fit(each)), lambda _: None)
         step(number / len(PROLIFICS))
     reached = {f"prolific {each}": float(np.nanmean(values)) for each, values in found.items()}
     return proven(found, PROLIFIC), reached
+
+
+def _alone(setting: float, answers: Callable[[Sparse], Matrix]) -> Callable[[Sparse], Mapping[float, Matrix]]:
+    """One setting's answers, as an exam takes them; nothing of them outlives it, for they may be large."""
+    return lambda known: {setting: answers(known)}
 
 
 def fit_item_weights(
@@ -294,11 +298,9 @@ def _(spec: GraphFilter, acts: Interactions, seed: int, earlier: Figures | None,
         prolific, low_pass, sharpness = (float(earlier[name]) for name in ("prolific", "low_pass", "sharpness"))
     else:
         exam = Exam.of(acts, seed)
-        prolific, judged = chosen_prolific(
-            exam, lambda each: Graph.of(exam.learned, spec.rank, seed, each).answers, lambda share: step(0.15 * share)
-        )
-        graph = Graph.of(exam.learned, spec.rank, seed, prolific)
-        found = exam.ndcg(graph.settings, lambda share: step(0.15 + 0.15 * share))
+        graphs = {each: Graph.of(exam.learned, spec.rank, seed, each) for each in PROLIFICS}
+        prolific, judged = chosen_prolific(exam, lambda each: graphs[each].answers, lambda share: step(0.15 * share))
+        found = exam.ndcg(graphs[prolific].settings, lambda share: step(0.15 + 0.15 * share))
         low_pass, sharpness = proven(found, SETTING)
         figures["ndcg@20"] = judged | {f"{a} {b}": float(np.nanmean(values)) for (a, b), values in found.items()}
     graph = Graph.of(acts.matrix(), spec.rank, seed, prolific)
