@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ import pytest
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Query
 from shortlist.pipeline.runner import Pipeline
+from shortlist.pipeline.trace import Trace
 from shortlist.serving.turns import THREADS, Turns, in_turn
 from tests.test_pipeline_runner import FirstCome, HandClock, Rest, Shop, Slow, ask
 
@@ -88,3 +89,43 @@ def test_a_quick_slate_is_made_on_the_event_loop_and_a_slow_one_beside_it_where_
     assert first == here
     assert here not in others
     turns.stop()
+
+
+def test_what_a_pipeline_raises_reaches_whoever_waits_and_the_threads_go_on() -> None:
+    pipeline = Pipeline(Shop(5), sources=[Sleeping(0.02)], last_resort=Rest(range(5)))
+    pipeline.rank(ask(k=1))
+
+    def raising(_: Trace) -> None:
+        raise LookupError("the watcher is broken")
+
+    broken = replace(pipeline, watch=raising)
+    turns = Turns()
+
+    async def both() -> None:
+        answers = [turns.slate(one, ask(k=1)) for one in (broken, pipeline) for _ in range(2 * THREADS)]
+        found = await asyncio.wait_for(asyncio.gather(*answers, return_exceptions=True), 5)
+        assert [isinstance(each, LookupError) for each in found] == [True] * 2 * THREADS + [False] * 2 * THREADS
+
+    asyncio.run(both())
+    turns.stop()
+
+
+def test_who_no_longer_waits_is_not_told_and_the_next_one_is_answered() -> None:
+    source = Sleeping(0.05)
+    pipeline = Pipeline(Shop(5), sources=[source], last_resort=Rest(range(5)))
+    pipeline.rank(ask(k=1))
+    turns, complaints = Turns(), []
+
+    async def leaving() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        gone = [asyncio.create_task(turns.slate(pipeline, ask(k=1))) for _ in range(2 * THREADS)]
+        await asyncio.sleep(0.01)
+        for task in gone:
+            task.cancel()
+        slate = await turns.slate(pipeline, ask(k=1))
+        assert slate.items == ("i4",)
+
+    asyncio.run(leaving())
+    turns.stop()
+    assert not complaints
+    assert len(source.threads) == 2 + 2 * THREADS
