@@ -82,7 +82,7 @@ def fit_network(
         learned = Examples.of(data, Inputs(inputs), heads, device)
         held_out = Examples.of(validation, Inputs(inputs), heads, device) if validation else None
         generator = torch.Generator().manual_seed(seed)
-        rates = learned.happened.double().mean(dim=0).tolist()
+        rates = learned.happened.double().mean(dim=0).cpu().tolist()
         model = DeepCrossNetwork(learned.inputs.shape[1], rates, spec.layers, spec.hidden, generator).to(device)
         epochs = fit(spec, model, learned, held_out, generator, progress)
         model.centre(learned.places)

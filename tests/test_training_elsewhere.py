@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from shortlist.features.hashing import Hashes
+from shortlist.training.rankers import network as networks
 from shortlist.training.towers import fitting as learning
 from shortlist.training.towers.data import TowerItems
 from shortlist.training.towers.fitting import fit_towers
 from tests._stand_in_device import ELSEWHERE, Drawing, StandIn
+from tests.test_rankers_network import fitted, shown
 from tests.test_towers_learning import FILMS, SPEC, named, one_each, two_camps
 
 
@@ -25,7 +27,8 @@ def trusted(*_: object, **__: object) -> None:
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "Generator", Drawing)
     monkeypatch.setattr(sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", trusted)
-    monkeypatch.setattr(learning, "device_of", lambda: ELSEWHERE)
+    for module in (learning, networks):
+        monkeypatch.setattr(module, "device_of", lambda: ELSEWHERE)
 
 
 def test_one_operation_on_two_devices_is_refused() -> None:
@@ -57,3 +60,14 @@ def test_towers_learn_elsewhere_what_they_learn_here(
     for file in files:
         kept = np.load(tmp_path / "there" / file.relative_to(tmp_path / "here"))
         assert np.allclose(np.load(file), kept, atol=1e-3)
+
+
+def test_a_network_learns_elsewhere_what_it_learns_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, validation = shown(1, 100), shown(2, 50)
+    made, here = fitted(data, validation, tmp_path / "here", epochs=2)
+    elsewhere(monkeypatch)
+    with StandIn():
+        made_there, there = fitted(data, validation, tmp_path / "there", epochs=2)
+    assert made_there.figures == pytest.approx(made.figures, abs=1e-3)
+    block = (validation.matrix, validation.names)
+    np.testing.assert_allclose(there.score(*block), here.score(*block), atol=1e-3)
