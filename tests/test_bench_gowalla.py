@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import sparse
 
-from bench.quality_gowalla import Scores, choose, measure, merged, named, read, standard
+from bench.quality_gowalla import Scores, choose, held_out_ndcg, measure, merged, named, read, standard
 
 
 def test_scores_of_any_size_are_measured_from_what_is_new_to_the_user() -> None:
@@ -63,6 +63,20 @@ def test_sources_are_merged_where_they_add_something() -> None:
     alone, all_alike = (1.0, 0.0, 0.0, 0.0), (1.0, 1.0, 1.0, 1.0)
     found = measure(parts, [chosen, alone, all_alike], nothing, held, everybody)
     assert found[chosen][1].mean() > max(found[alone][1].mean(), found[all_alike][1].mean()) + 0.05
+
+
+def test_merges_of_the_leaders_are_those_of_all_items() -> None:
+    rng, users, items = np.random.default_rng(1), 40, 700
+    truth = rng.standard_normal((users, items), np.float32)
+    parts = {"some": fixed(truth + rng.standard_normal((users, items), np.float32)), "other": fixed(truth.copy())}
+    parts["some"](np.empty((users, 0)))[:, 500:] = np.nan
+    known, held = (sparse.csr_matrix((rng.random((users, items)) < share).astype(np.float32)) for share in (0.1, 0.05))
+    held = held - held.multiply(known)
+    held.eliminate_zeros()
+    found = held_out_ndcg(parts, known, held, np.arange(users))
+    assert set(found) == {(1.0, 1.0), (1.0, 0.5), (0.5, 1.0), (1.0, 0.0), (0.0, 1.0)}
+    for shares, of_all in measure(parts, found, known, held, np.arange(users)).items():
+        assert np.allclose(found[shares], of_all[1])
 
 
 def test_a_folder_without_the_files_is_refused_with_what_to_do(tmp_path: Path) -> None:
