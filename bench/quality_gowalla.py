@@ -201,7 +201,7 @@ def held_out_ndcg(
     found: dict[Shares, list[NDArray[np.float64]]] = {
         shares: [] for shares in product(SHARES, repeat=len(parts)) if SHARES[0] in shares
     }
-    best = 1 / np.log2(np.arange(2, K + 2))
+    discounts = 1 / np.log2(np.arange(2, K + 2))
     for start in range(0, len(users), BLOCK):
         block = users[start : start + BLOCK]
         scores = [standard(of(known[block]), known[block]) for of in parts.values()]
@@ -210,9 +210,9 @@ def held_out_ndcg(
         near = [np.take_along_axis(one, leaders, axis=1) for one in scores]
         seen, wanted = (np.take_along_axis(of[block].toarray(), leaders, axis=1) for of in (known, held))
         hidden, relevant = sparse.csr_matrix(again | (seen > 0)), sparse.csr_matrix(wanted)
-        ideal = np.cumsum(best)[np.minimum(np.diff(held[block].indptr), K) - 1]
+        ideal = np.cumsum(discounts)[np.minimum(np.diff(held[block].indptr), K) - 1]
         for shares, judged in found.items():
-            judged.append(hits_of(merged(near, shares), hidden, relevant, K) @ best / ideal)
+            judged.append(hits_of(merged(near, shares), hidden, relevant, K) @ discounts / ideal)
     return {shares: np.concatenate(judged) for shares, judged in found.items()}
 
 
