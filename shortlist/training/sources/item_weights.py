@@ -115,9 +115,13 @@ class Exam:
 
 def ndcg_of(scores: Matrix, known: Sparse, held: Sparse, depth: int = DEPTH) -> NDArray[np.float64]:
     """NDCG@depth of each row, all items ranked but the known ones; NaN where nothing is held out."""
-    hits = hits_of(scores, known, held, depth)
+    return ndcg_of_hits(hits_of(scores, known, held, depth), np.diff(held.indptr))
+
+
+def ndcg_of_hits(hits: Matrix, wanted: NDArray[Any]) -> NDArray[np.float64]:
+    """NDCG of each row of hits, best first, where so many items are wanted in all; NaN where none is."""
     discounts = 1 / np.log2(np.arange(2, hits.shape[1] + 2))
-    ideal = np.concatenate([[np.nan], np.cumsum(discounts)])[np.minimum(np.diff(held.indptr), hits.shape[1])]
+    ideal = np.concatenate([[np.nan], np.cumsum(discounts)])[np.minimum(wanted, hits.shape[1])]
     return np.asarray(hits @ discounts / ideal)
 
 
