@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from shortlist.features.hashing import hash_strings
 from shortlist.retrieval.specs import CoVisitation, GraphFilter, MatrixFactorisation
@@ -32,6 +33,10 @@ def test_ndcg_ranks_all_but_the_known_ones() -> None:
     known, held = matrix.matrix(np.array([True, False])), matrix.matrix(np.array([False, True]))
     scores = np.array([[9.0, 3.0, 2.0, 1.0]], np.float32)
     assert ndcg_of(scores, known, held) == pytest.approx([1 / np.log2(3)])
+    two = sparse.csr_matrix(np.array([[0, 0, 1, 1]], np.float32))
+    assert ndcg_of(scores, known, two) == pytest.approx([(1 / np.log2(3) + 1 / 2) / (1 + 1 / np.log2(3))])
+    assert ndcg_of(scores, known, two, depth=1) == pytest.approx([0.0])
+    assert ndcg_of(-scores, known, two, depth=1) == pytest.approx([1.0])
 
 
 def test_another_setting_has_to_prove_itself() -> None:
