@@ -5,8 +5,27 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable
 
 NICE = 10
+
+
+class Behind:
+    """Threads that work behind the requests, until what they were given is done."""
+
+    def __init__(self) -> None:
+        self._threads: list[threading.Thread] = []
+
+    def run(self, name: str, work: Callable[[], None]) -> None:
+        """Do some work on a thread of its own, which ends with the process."""
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        self._threads.append(threading.Thread(target=work, name=name, daemon=True))
+        self._threads[-1].start()
+
+    def settle(self) -> None:
+        """Return when all that was begun is done."""
+        for thread in self._threads:
+            thread.join()
 
 
 def let_threads_sleep() -> None:

@@ -22,6 +22,7 @@ from shortlist.features.definitions import EventType
 from shortlist.features.hashing import hash_strings
 from shortlist.features.program import FeatureSet
 from shortlist.features.table import FeatureTable
+from shortlist.giving_way import Behind
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Deadline, Query
 from shortlist.project import Project
@@ -75,7 +76,7 @@ def described(n: int, **changes: Any) -> dict[str, Any]:
 class World:
     """A live table and a source over towers that were fitted on its films."""
 
-    def __init__(self, directory: Path, behind: bool = False) -> None:
+    def __init__(self, directory: Path, behind: Behind | None = None) -> None:
         self.log = MemoryLog([watch, user.schema, film.schema])
         self.table = FeatureTable(FeatureSet([history], [user, film]))
         self.log.subscribe(self.table.update)
@@ -201,7 +202,7 @@ def test_without_an_item_tower_what_is_unknown_stays_unknown(world: World) -> No
 
 
 def test_much_at_once_is_worked_off_behind_the_requests(directory: Path) -> None:
-    world = World(directory, behind=True)
+    world = World(directory, behind=Behind())
     world.source.quota = 100_000
     world.add(*(described(n) for n in range(1_000, 4_000)))
     world.proposed()
@@ -216,7 +217,7 @@ def test_beside_requests_changes_are_looked_for_seldom_and_new_items_at_once(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live_items, "LEISURE", 1e9)
-    worlds = World(directory, behind=True), World(directory)
+    worlds = World(directory, behind=Behind()), World(directory)
     for world in worlds:
         world.add(described(1_000), described(1_002))
         assert world.score("f1000") > 0.25
@@ -227,7 +228,7 @@ def test_beside_requests_changes_are_looked_for_seldom_and_new_items_at_once(
 
 
 def test_beside_requests_a_change_shows_soon(directory: Path) -> None:
-    world = World(directory, behind=True)
+    world = World(directory, behind=Behind())
     world.add(described(1_000))
     assert world.score("f1000") > 0.25
     world.add(described(1_001, film="f1000"))

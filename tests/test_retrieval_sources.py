@@ -21,6 +21,7 @@ from shortlist.events.schema import Entity
 from shortlist.features.definitions import EventType
 from shortlist.features.program import FeatureSet
 from shortlist.features.table import FeatureTable
+from shortlist.giving_way import Behind
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Deadline, Query
 from shortlist.pipeline.stages import Filter
@@ -204,7 +205,7 @@ def test_counts_that_are_followed_are_those_that_are_counted_anew(data: st.DataO
 
 def test_a_service_counts_beside_its_requests_in_portions(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(popularity, "PORTION", 2)
-    source = world.popular(3, filters=False, behind=True)
+    source = world.popular(3, filters=False, behind=Behind())
     source.propose(ask())
     world.add(*(watched(f"u{n}", name) for n in range(9) for name in ("last", "hit", "third")), watched("v", "last"))
     late = ask(now=101 * DAY + 6_000)
@@ -217,7 +218,7 @@ def test_a_service_counts_beside_its_requests_in_portions(world: World, monkeypa
 def test_counting_that_fails_beside_the_requests_leaves_the_old_counts(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source, read = world.popular(1, filters=False, behind=True), world.table.read
+    source, read = world.popular(1, filters=False, behind=Behind()), world.table.read
     assert world.names(source.propose(ask())) == ["good"]
     world.add(*(watched(f"u{n}", "hit") for n in range(9)))
 

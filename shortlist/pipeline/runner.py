@@ -13,7 +13,7 @@ was asked about. What a source asked it, and all of its proposals passed, is not
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Protocol
 
@@ -37,7 +37,7 @@ from shortlist.pipeline.stages import (
     Selector,
     Source,
 )
-from shortlist.pipeline.trace import Paces, Trace
+from shortlist.pipeline.trace import Paces, Step, Trace
 
 
 class Catalogue(Protocol):
@@ -68,6 +68,20 @@ class ByScore:
         if ROUND in candidates.columns:
             return np.lexsort((negative, np.nan_to_num(candidates.columns[ROUND])))
         return negative.argsort(kind="stable")
+
+
+@dataclass(frozen=True)
+class Made:
+    """A slate, and what there is to tell of it: the candidates shown, the steps, and what was left out; in `ms`.
+
+    It holds nothing of the pipeline, so that it can be made in one process and told of in another.
+    """
+
+    slate: Slate
+    shown: Candidates
+    steps: list[Step]
+    degraded: list[str]
+    ms: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +118,12 @@ class Pipeline:
 
     def rank(self, query: Query) -> Slate:
         """At most `query.k` items, best first; fewer only where fewer are eligible. Never raises for a stage."""
+        made = self.make(query)
+        self.tell(query, made)
+        return made.slate
+
+    def make(self, query: Query) -> Made:
+        """The slate, of which nobody has been told yet."""
         begun = query.deadline.clock()
         trace = Trace(query.deadline, self.paces)
         for stage in self.understand:
@@ -124,12 +144,18 @@ class Pipeline:
                 break
         shown = found.take(decision.order[: query.k])
         slate = self._respond(query, trace, proposals, shown, decision)
+        took_ms = (query.deadline.clock() - begun) * 1000
+        return Made(slate, replace(shown, passed=()), trace.steps, trace.degraded, took_ms)
+
+    def tell(self, query: Query, made: Made) -> None:
+        """Tell the observers and `watch` of a slate, wherever it was made."""
+        trace = Trace(query.deadline, self.paces, made.steps, made.degraded)
         for observer in self.observers:
-            trace.call("observe", observer.name, len(shown), partial(observer.observe, query, slate, shown), None)
+            see = partial(observer.observe, query, made.slate, made.shown)
+            trace.call("observe", observer.name, len(made.shown), see, None)
         if self.watch is not None:
             self.watch(trace)
-        self.pace.took((query.deadline.clock() - begun) * 1000)
-        return slate
+        self.pace.took(made.ms)
 
     def _propose(self, query: Query, trace: Trace) -> Mapping[str, Candidates]:
         if query.items is not None:

@@ -10,12 +10,14 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from threading import Lock, Thread
+from functools import partial
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shortlist.framing.durations import duration_ms
+from shortlist.giving_way import Behind
 from shortlist.retrieval.catalogue import Catalogue, Items
 from shortlist.retrieval.eligibility import Mask, within
 
@@ -97,7 +99,7 @@ class Popularity:
         gains: Sequence[float],
         half_life: str,
         refresh_ms: int = 5_000,
-        behind: bool = False,
+        behind: Behind | None = None,
     ) -> None:
         self.catalogue, self.features, self.gains = catalogue, tuple(features), np.array(gains)
         self.half_life_ms, self.refresh_ms, self.behind = duration_ms(half_life), refresh_ms, behind
@@ -111,8 +113,8 @@ class Popularity:
             with self._counting:  # the first of several that ask counts for all of them
                 counts = self._counts = self._counts or self._all(now)
         elif self._stale(counts, now) and self._counting.acquire(blocking=False):
-            if self.behind:
-                Thread(target=self._follow_behind, args=(counts, now), name="popularity", daemon=True).start()
+            if self.behind is not None:
+                self.behind.run("popularity", partial(self._follow_behind, counts, now))
             else:
                 counts = self._follow(counts, now)
         return counts
@@ -152,7 +154,7 @@ class Popularity:
     def _read(self, items: NDArray[np.intp], now: int) -> NDArray[np.float64]:
         """The popularity of some items, read from the table at this moment."""
         hashes, values = self.catalogue.hashes()[items], np.zeros(len(items))
-        portion = PORTION if self.behind else max(len(items), 1)
+        portion = PORTION if self.behind is not None else max(len(items), 1)
         for start in range(0, len(items), portion):
             if start:
                 time.sleep(PAUSE_SECONDS)

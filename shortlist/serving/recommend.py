@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from shortlist.features.table import FeatureTable
+from shortlist.giving_way import Behind
 from shortlist.pipeline.pace import Pace
 from shortlist.pipeline.query import Deadline, Query
 from shortlist.pipeline.runner import Pipeline
@@ -32,12 +33,16 @@ WARM_MS = 60_000.0
 
 @dataclass(frozen=True)
 class Champion:
-    """The release that is served: a pipeline for each way to ask, and its report for people."""
+    """The release that is served: a pipeline for each way to ask, and its report for people.
+
+    `behind` are the threads that keep its sources up to the events.
+    """
 
     version: str
     recommend: Pipeline
     rank: Pipeline
     report: Mapping[str, Any]
+    behind: Behind
 
     def warm(self, users: Sequence[str], items: Sequence[str], now: int, request_id: Callable[[], str]) -> None:
         """Answer a few requests that nobody asked, so that the first user finds caches and kernels warm."""
@@ -64,7 +69,8 @@ def load_champion(
     hide it.
     """
     manifest = release.manifest
-    retrieval = load_retrieval(project, release.directory, manifest.sources, table, behind=True)
+    behind = Behind()
+    retrieval = load_retrieval(project, release.directory, manifest.sources, table, behind)
     scorer = load_ranker(release)
     catalogue = Catalogue(table, project.item.name)
     vectors = {source.name: source for source in retrieval.sources if isinstance(source, Embedding)}
@@ -88,7 +94,7 @@ def load_champion(
     )
     own: list[Filter] = [Available(catalogue), Excluded(catalogue), *exclusions(project.slate, catalogue.entities)]
     rank = replace(recommend, sources=(), merger=None, filters=own, last_resort=None, paces=Paces(), pace=Pace())
-    return Champion(release.version, recommend, rank, report(release))
+    return Champion(release.version, recommend, rank, report(release), behind)
 
 
 def load_ranker(release: Release) -> RankerStage | None:

@@ -11,6 +11,7 @@ from functools import singledispatch
 from pathlib import Path
 
 from shortlist.features.table import FeatureTable
+from shortlist.giving_way import Behind
 from shortlist.pipeline.stages import Describing, Filter, Merger, QueryHydrator, Source
 from shortlist.project import Project
 from shortlist.retrieval.asker import Asker
@@ -82,7 +83,7 @@ class Place:
     asker: Asker
     filters: tuple[Filter, ...]
     directory: Path
-    behind: bool = False
+    behind: Behind | None = None
     refresh_ms: int = 5_000
     popularities: dict[str, Popularity] = field(default_factory=dict)
 
@@ -153,7 +154,7 @@ def load_retrieval(
     directory: Path,
     names: Sequence[str],
     table: FeatureTable,
-    behind: bool = False,
+    behind: Behind | None = None,
     refresh_ms: int = 5_000,
 ) -> Retrieval:
     """The retrieval of the release in `directory`, whose sources are those of the project called `names`.

@@ -10,7 +10,8 @@ import logging
 import time
 from collections.abc import Iterator
 from copy import copy
-from threading import Lock, Thread
+from functools import partial
+from threading import Lock
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from shortlist.features.entities import Entities
 from shortlist.features.hashing import Hashes
-from shortlist.giving_way import give_way
+from shortlist.giving_way import Behind, give_way
 from shortlist.retrieval.alignment import Alignment, Model
 from shortlist.retrieval.catalogue import Catalogue, Items
 from shortlist.retrieval.changes import Mark
@@ -65,7 +66,7 @@ class LiveItems:
     """
 
     def __init__(
-        self, model: IndexedModel, catalogue: Catalogue, tower: Describer | None = None, behind: bool = False
+        self, model: IndexedModel, catalogue: Catalogue, tower: Describer | None = None, behind: Behind | None = None
     ) -> None:
         self.catalogue, self.behind = catalogue, behind
         self.tower = tower if tower is not None and tower.looks_at else None
@@ -85,8 +86,8 @@ class LiveItems:
             begun = time.perf_counter()
             news = self._news()
             self._due = time.perf_counter() + LEISURE * (time.perf_counter() - begun)
-            if self.behind and sum(map(len, news)) > AT_ONCE:
-                Thread(target=self._take_in_behind, args=news, name="live items", daemon=True).start()
+            if self.behind is not None and sum(map(len, news)) > AT_ONCE:
+                self.behind.run("live items", partial(self._take_in_behind, *news))
                 handed_on = True
             else:
                 self._take_in(*news)
@@ -97,7 +98,7 @@ class LiveItems:
     def _stale(self) -> bool:
         if self._seen != len(self.catalogue):
             return True
-        if self.behind and time.perf_counter() < self._due:
+        if self.behind is not None and time.perf_counter() < self._due:
             return False
         attributes = self.catalogue.entities.attributes
         return not all(mark.is_here(attributes[name]) for name, mark in self._marks.items())

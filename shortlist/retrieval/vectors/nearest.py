@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shortlist.features.hashing import Hashes
+from shortlist.giving_way import Behind
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Query
 from shortlist.pipeline.stages import Filter
@@ -63,7 +64,7 @@ class TowerSource:
         quota: int,
         filters: Sequence[Filter] = (),
         item_tower: Describer | None = None,
-        behind: bool = False,
+        behind: Behind | None = None,
     ) -> None:
         self.name, self.towers, self.catalogue, self.asker, self.quota = name, towers, catalogue, asker, quota
         self.filters, self.columns = tuple(filters), (f"{name}_score",)
