@@ -27,9 +27,9 @@ class Served:
 
     @property
     def rss_mb(self) -> float:
-        """Resident memory, MiB."""
-        resident: int = self.process.memory_info().rss
-        return resident / 2**20
+        """Resident memory of the service and its workers, MiB; what several share counts once."""
+        every = [self.process, *self.process.children(recursive=True)]
+        return sum(int(one.memory_full_info().pss) for one in every) / 2**20
 
 
 @contextmanager

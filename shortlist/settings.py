@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -23,6 +24,17 @@ LATER = ("kafka", "redis", "spark", "s3", "dynamodb")
 LATER_KEYS = ("archive", "engine")
 
 
+FORKS = sys.platform == "linux"
+"""Whether a process may be copied while its threads run: what other systems' libraries do then is not known."""
+MOST_WORKERS = 4
+"""More take memory, a page for every page that events change; who has it says so."""
+
+
+def processors() -> int:
+    """The processors that this process may use for workers."""
+    return len(os.sched_getaffinity(0)) if FORKS else 0
+
+
 @dataclass(frozen=True)
 class Settings:
     """One deployment. Paths are relative to `folder`, which is where `shortlist.toml` lies.
@@ -30,7 +42,8 @@ class Settings:
     `log`, `state` and `releases` are URLs: `sqlite:PATH` and `file:PATH`. `deadline_ms` of 0 takes the project's own
     constraint. `body_bytes` is the largest request body. `vector_sample` is the share of requests whose feature
     vectors are logged for the audit. `cache_seconds` is for how long an answer may be given again (0: never).
-    `port` 0 takes a free one.
+    `workers` are the processes that make slates beside the one that answers, by default one for each processor, up to
+    four (0: none; other systems than Linux have none). `port` 0 takes a free one.
     """
 
     log: str = "sqlite:data/log.db"
@@ -42,6 +55,7 @@ class Settings:
     body_bytes: int = 8 * 1024 * 1024
     vector_sample: float = 0.01
     cache_seconds: float = 0.0
+    workers: int = field(default_factory=lambda: min(processors(), MOST_WORKERS))
     folder: Path = Path()
 
     def place(self, name: str) -> Path:
@@ -62,6 +76,7 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "body_bytes": (1_024, 2**31),
     "vector_sample": (0, 1),
     "cache_seconds": (0, 86_400),
+    "workers": (0, 64 if FORKS else 0),
 }
 NAMES = tuple(field.name for field in fields(Settings) if field.name != "folder")
 

@@ -24,6 +24,8 @@ from shortlist.serving.limits import Limits
 from shortlist.serving.service import Service
 from tests.serving_world import fill, project, publish, running, settings_of
 
+pytestmark = pytest.mark.usefixtures("wherever")
+
 DAY = 86_400.0
 
 

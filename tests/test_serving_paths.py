@@ -25,6 +25,8 @@ from shortlist.serving.running import Running
 from shortlist.settings import Settings
 from shortlist.slate.specs import Explore
 
+pytestmark = pytest.mark.usefixtures("wherever")
+
 user = Entity("user", age=int)
 film = Entity("film", genre=str)
 watch = EventType("watch", user, film)

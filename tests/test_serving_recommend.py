@@ -21,9 +21,11 @@ from shortlist.monitoring.skew import audit
 from shortlist.serving.limits import Limits
 from tests.serving_world import FILMS, fill, project, publish, running, settings_of
 
+pytestmark = pytest.mark.usefixtures("wherever")
+
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(wherever: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ARG001
     place = tmp_path_factory.mktemp("world")
     fill(place)
     publish(place)

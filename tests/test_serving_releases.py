@@ -9,9 +9,12 @@ from functools import partial
 from pathlib import Path
 
 import httpx
+import pytest
 
 from shortlist.training.releases import Registry
 from tests.serving_world import fill, publish, running, settings_of
+
+pytestmark = pytest.mark.usefixtures("wherever")
 
 
 class Load:

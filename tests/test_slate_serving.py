@@ -16,6 +16,8 @@ from shortlist.slate.specs import MMR, Boost, Cap, Exclude, Explore, Fairness, P
 from tests.serving_world import FILMS, fill, project, publish, settings_of
 from tests.test_serving_recommend import ask, items, logged_of, tell
 
+pytestmark = pytest.mark.usefixtures("wherever")
+
 RULES = [
     Exclude(where=("year", "==", 1993)),  # film-3, film-33, …
     Exclude(items=["film-1"], until="2000-01-01"),
@@ -29,7 +31,7 @@ RULES = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(wherever: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ARG001
     place = tmp_path_factory.mktemp("rules")
     fill(place)
     publish(place)

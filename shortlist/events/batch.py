@@ -56,6 +56,9 @@ class Batch:
         self.stored = stored.combine_chunks()
         self.schema = schema
 
+    def __reduce__(self) -> tuple[type[Batch], tuple[pa.Table, pa.Schema]]:
+        return Batch, (self.stored, self.schema)  # what was read of it can be read again
+
     def __len__(self) -> int:
         return int(self.stored.num_rows)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -95,6 +96,16 @@ class FeatureTable:
         fill_ratios(plan, matrix)
         fill_requests(plan, matrix, now, context or {})
         return Columns(plan.names, matrix[: len(plan.names)], lists, position)
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """While nobody changes or reads it. A copy of the process that is made meanwhile has to call `forked`."""
+        with self._updating, self._lock:
+            yield
+
+    def forked(self) -> None:
+        """Be changed and read again, in a copy of the process that was made while the table was at rest."""
+        self._updating, self._lock = Lock(), Lock()
 
     def text(self, name: str, hashes: NDArray[np.int64]) -> list[str | None]:
         """The strings behind the hashes of a list feature, None for 0."""

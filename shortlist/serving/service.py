@@ -10,6 +10,7 @@ import asyncio
 import gc
 import itertools
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable
@@ -28,12 +29,14 @@ from shortlist.serving.metrics import Metrics
 from shortlist.serving.paths import UNTRAINED, untrained
 from shortlist.serving.recommend import Champion, load_champion
 from shortlist.serving.recovery import Recovery, recover, take_snapshot
-from shortlist.serving.turns import Turns
+from shortlist.serving.turns import Crew, Turns
 from shortlist.settings import Settings
 from shortlist.training.releases import Pointer, Registry, ReleaseError
 
 logger = logging.getLogger(__name__)
 
+RENEW_SECONDS = 60.0
+"""How often at most a release is loaded again because workers have ended."""
 NOTHING_TRAINED = "nothing is trained yet, so that what is popular or new is served to everybody; run `shortlist train`"
 
 
@@ -66,6 +69,7 @@ class Service:
     begun: float = field(default_factory=time.monotonic)
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
     _tried: Pointer | None = None
+    _renewed: float = -math.inf
 
     def __post_init__(self) -> None:
         self.registry = Registry(self.settings.place("releases"), self.project.objective.guardrails)
@@ -82,6 +86,7 @@ class Service:
             "shortlist_features_position", "Events in the state.", lambda: self.live.table.position if self.live else 0
         )
         read("shortlist_impressions_pending", "Slates to be logged.", lambda: self.pending_impressions)
+        read("shortlist_workers", "Processes that make slates beside this one.", lambda: self.turns.workers)
         read("shortlist_ready", "1 when requests can be answered.", lambda: float(not self.waiting_for()))
 
     def _make_cache(self) -> AnswerCache | None:
@@ -123,10 +128,10 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.get_running_loop().run_in_executor(self._chores, self._finish)
+        await self.turns.stop(self.limits.shutdown_seconds)
         self._loading.shutdown()
         self._chores.shutdown()
         self.checking.shutdown()
-        self.turns.stop()
 
     async def _run(self) -> None:
         """Load, then look around for ever."""
@@ -141,10 +146,16 @@ class Service:
             return
         snapshot_due = time.monotonic() + self.limits.snapshot_seconds
         while True:
-            await loop.run_in_executor(self._loading, self.follow_champion)
+            champion = await loop.run_in_executor(self._loading, self.next_champion)
+            if champion is not None:
+                crew = await loop.run_in_executor(self._chores, self._hire, champion)
+                if crew is not None:
+                    await self.turns.begin(crew)
+                self._serve(champion)
             if time.monotonic() >= snapshot_due:
                 await loop.run_in_executor(self._chores, self._snapshot)
                 snapshot_due = time.monotonic() + self.limits.snapshot_seconds
+            self.turns.end_stuck()
             await asyncio.sleep(self.limits.watch_seconds)
 
     def _catch_up(self) -> Live:
@@ -155,8 +166,9 @@ class Service:
         logger.info("%s", recovery)
         gc.collect()
         gc.freeze()  # the state stays: looking through millions of ids for garbage, time and again, stops everything
+        log.subscribe(self.turns.learn)
         if self.cache is not None:
-            log.subscribe(self.cache.learn)  # behind the table: what it drops is computed with the events
+            log.subscribe(self.cache.learn)  # behind the state: what it drops is computed with the events
         impressions = Impressions(
             log,
             self.project.user.name,
@@ -168,22 +180,23 @@ class Service:
         impressions.start()
         return Live(log, table, impressions, recovery)
 
-    def follow_champion(self) -> None:
-        """Serve the release that the registry's pointer names; where it names none yet, what needs no training.
+    def next_champion(self) -> Champion | None:
+        """The release to be served from now on, if it is another than before, or has lost workers.
 
-        One that cannot be loaded leaves the old one serving.
+        It is the one that the registry's pointer names; where it names none yet, what needs no training. One that
+        cannot be loaded leaves the old one serving.
         """
         live = self.live
         if live is None:
-            return
+            return None
         try:
-            pointer = self.registry.pointer()
-            if pointer == self._tried:
-                return
+            pointer, renew = self.registry.pointer(), self._renews()
+            if pointer == self._tried and not renew:
+                return None
             self._tried = pointer
-            if self.champion is not None and self.champion.version == pointer.champion:
+            if self.champion is not None and self.champion.version == pointer.champion and not renew:
                 self.problems.pop("release", None)
-                return
+                return None
             if pointer.champion is None:
                 release = untrained(self.project, self.features.fingerprint)
             else:
@@ -196,7 +209,35 @@ class Service:
             champion.warm(users, items, time.time_ns() // 1_000_000, self.request_id)
         except Exception as error:  # whatever is wrong with it, the old one goes on serving
             self._not_loaded(error)
-            return
+            return None
+        return champion
+
+    def _renews(self) -> bool:
+        """Whether the release is loaded again because workers have ended: locks and all, a new one has none held."""
+        if not self.turns.lost:
+            return False
+        self.problems["workers"] = f"a worker ended; the release is loaded again every {RENEW_SECONDS:.0f} s at most"
+        if time.monotonic() < self._renewed + RENEW_SECONDS:
+            return False
+        self._renewed = time.monotonic()
+        return True
+
+    def _hire(self, champion: Champion) -> Crew | None:
+        """The champion's workers; without them the event loop makes every slate."""
+        if not self.settings.workers or self.live is None:
+            return None
+        champion.behind.settle()
+        try:
+            crew = self.turns.hire((champion.recommend, champion.rank), self.live.table, self.settings.workers)
+        except OSError as error:
+            logger.exception("there are no workers; slates are made one at a time")
+            self.problems["workers"] = f"there are no workers ({error}); slates are made one at a time"
+            return None
+        self.problems.pop("workers", None)
+        return crew
+
+    def _serve(self, champion: Champion) -> None:
+        """Answer by the champion from now on."""
         self.champion = champion
         self.problems.pop("release", None)
         if champion.version == UNTRAINED:
