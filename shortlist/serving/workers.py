@@ -37,6 +37,7 @@ STUCK_SECONDS = 10.0
 """A worker that takes no events for so long is ended: its state is older than it should be, and the log waits. So is
 one whose answer is so late."""
 STANDARD_FILES = 3
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 HEAD = struct.Struct("!Q")
 """The size of a message, which goes before it."""
 END = b""
@@ -136,19 +137,25 @@ def fork_workers(pipelines: Sequence[Pipeline], table: FeatureTable, count: int)
 
 
 def fork() -> int:
-    """`os.fork`. Threads that it leaves behind may hold locks, of which Python warns since 3.12; none that a worker
-    takes: its pipelines are new, its table rests."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return os.fork()
+    """`os.fork`, whose copy the signals that end a service never reach: the service says when it is over.
+
+    Threads that are left behind may hold locks, of which Python warns since 3.12; none that a worker takes.
+    """
+    kept, pid = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS), -1
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+    finally:
+        if pid:
+            signal.pthread_sigmask(signal.SIG_SETMASK, kept)
+    return pid
 
 
 def work(pipelines: Sequence[Pipeline], table: FeatureTable, told: socket.socket, asked: socket.socket) -> NoReturn:
     """Be a worker, from the fork to the end of the process."""
     code = 1
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # they come to the whole group; the service says when it is over
         gc.freeze()  # else the first collection writes to every page that holds an object, which copies it
         keep_only({told.fileno(), asked.fileno()})
         table.forked()
