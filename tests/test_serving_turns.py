@@ -100,8 +100,20 @@ def test_of_a_burst_as_many_are_whole_as_there_is_time_for_and_the_others_do_not
     with_workers([pipeline], work)
 
 
+def test_a_worker_does_not_begin_what_waited_until_it_would_be_late() -> None:
+    pipeline = sleeping(0.1)
+
+    async def work(turns: Turns) -> None:
+        turns._ended = time.perf_counter()  # nobody has rested: the event loop makes none of them
+        slates = await asyncio.gather(*(turns.slate(pipeline, ask(k=1, ms=350)) for _ in range(3 * WORKERS)))
+        assert [slate.items for slate in slates] == [BY_WORKER] * 2 * WORKERS + [POPULAR] * WORKERS
+
+    with_workers([pipeline], work)
+
+
 def test_a_quick_slate_is_made_on_the_event_loop_and_a_slow_one_by_a_worker_where_others_come() -> None:
     quick, slow, unknown = sleeping(0.0), sleeping(0.03), sleeping(0.03)
+    quick.pace.estimate_ms = 0.1  # whatever the first call took
 
     async def work(turns: Turns) -> None:
         async def three(pipeline: Pipeline, seconds: float) -> list[tuple[str, ...]]:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
@@ -19,14 +20,18 @@ import numpy as np
 import psutil
 import pytest
 
+from shortlist.events.batch import Batch
 from shortlist.events.log import MemoryLog
+from shortlist.features.entities import Entities
 from shortlist.features.table import FeatureTable
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Query, Slate
 from shortlist.pipeline.runner import Pipeline
 from shortlist.serving import service, workers
 from shortlist.serving import turns as turns_module
+from shortlist.serving.recommend import Champion
 from shortlist.serving.turns import Crew, Turns
+from shortlist.serving.workers import Worker
 from tests.serving_world import fill, project, publish, running, settings_of
 from tests.test_pipeline_runner import Rest, Shop, ask
 
@@ -139,6 +144,32 @@ def test_a_worker_that_is_hired_while_events_come_misses_none_and_counts_none_tw
     with_world(work)
 
 
+def test_no_worker_is_hired_while_a_batch_is_half_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered, go_on, update = threading.Event(), threading.Event(), Entities.update
+
+    def slowly(entities: Entities, batch: Batch) -> None:
+        update(entities, batch)
+        entered.set()
+        go_on.wait(10)
+
+    async def work(world: World) -> None:
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(Entities, "update", slowly)
+        telling = loop.run_in_executor(None, world.tell)
+        await until(entered.is_set)
+        monkeypatch.undo()
+        monkeypatch.setattr(Turns, "_nobody_waits", lambda *_: False)
+        hiring = asyncio.ensure_future(loop.run_in_executor(None, world.turns.hire, [world.pipeline], world.table, 2))
+        await asyncio.sleep(0.1)
+        assert not hiring.done()
+        go_on.set()
+        await telling
+        await world.turns.begin(await hiring)
+        assert await world.known() == [("i1",)] * 4
+
+    with_world(work)
+
+
 def test_who_waits_for_one_that_dies_gets_what_is_popular_and_the_others_are_answered() -> None:
     async def work(world: World) -> None:
         world.tell(7)
@@ -176,11 +207,14 @@ def test_a_new_crew_takes_over_and_the_old_one_ends_when_nobody_waits_for_it() -
         old = world.crew
         asked = [asyncio.create_task(world.slate(seconds=0.1)) for _ in range(6)]
         await asyncio.sleep(0.02)
+        os.kill(old.workers[0].pid, signal.SIGKILL)
+        await until(lambda: world.turns.lost)
         world.pipeline = world.new_pipeline()
         await world.hire()
+        assert not world.turns.lost
         world.tell()
         assert await world.known() == [("i1",)] * 4
-        assert len(old.workers) == 2
+        assert len(old.workers) == 1
         assert {slate.items for slate in await asyncio.gather(*asked)} <= {("i0",), ("i1",)}
         await until(lambda: not old.workers)
         assert not world.turns.lost
@@ -290,6 +324,73 @@ def test_a_service_whose_worker_died_says_so_and_has_new_ones(tmp_path: Path, mo
         assert "worker" in str(client.get("/health").json()["problems"])
         assert server.wait_until(lambda: server.service.turns.workers == 2 and not server.service.problems, 20)
         assert not before & set(psutil.Process().children())
+
+
+def test_a_service_ends_workers_that_answer_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns_module, "STUCK_SECONDS", 0.1)
+    fill(tmp_path)
+    publish(tmp_path)
+    with running(tmp_path, workers=1) as server, httpx.Client(base_url=server.url, timeout=10) as client:
+        server.wait_ready()
+        psutil.Process().children()[0].suspend()
+        answer = client.post("/recommend", json={"user": "user-3", "deadline_ms": 50}).json()
+        assert len(answer["items"]) == 10
+        assert answer["degraded"]
+
+
+def test_what_is_kept_of_an_answer_is_never_older_than_what_was_acknowledged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell = Worker.tell
+
+    def slowly(worker: Worker, batch: bytes) -> None:
+        time.sleep(0.3)
+        tell(worker, batch)
+
+    monkeypatch.setattr(Worker, "tell", slowly)
+    fill(tmp_path)
+    publish(tmp_path)
+    with running(tmp_path, workers=1, cache_seconds=600) as server, httpx.Client(base_url=server.url) as client:
+        server.wait_ready()
+
+        def best() -> str:
+            answer = client.post("/recommend", json={"user": "user-3", "k": 1, "log": False}).json()
+            return str(answer["items"][0]["item"])
+
+        first = best()
+        event = {"kind": "watch", "at": 1, "user": "user-3", "film": first}
+        telling = threading.Thread(target=lambda: httpx.post(f"{server.url}/events", json=event))
+        telling.start()
+        while telling.is_alive():
+            best()  # computed while the worker does not know of it yet
+        assert best() != first
+
+
+def test_threads_behind_a_release_have_settled_before_it_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm, hire = Champion.warm, Turns.hire
+    settled, seen = threading.Event(), list[bool]()
+
+    def slow() -> None:
+        time.sleep(0.3)
+        settled.set()
+
+    def busy(champion: Champion, *rest: Any) -> None:
+        warm(champion, *rest)
+        champion.behind.run("slow", slow)
+
+    def hired(turns: Turns, *rest: Any) -> Crew:
+        seen.append(settled.is_set())
+        return hire(turns, *rest)
+
+    monkeypatch.setattr(Champion, "warm", busy)
+    monkeypatch.setattr(Turns, "hire", hired)
+    fill(tmp_path)
+    publish(tmp_path)
+    with running(tmp_path, workers=1) as server:
+        server.wait_ready()
+    assert seen == [True]
 
 
 def test_without_workers_the_event_loop_makes_every_slate(tmp_path: Path) -> None:
