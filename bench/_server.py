@@ -27,9 +27,12 @@ class Served:
 
     @property
     def rss_mb(self) -> float:
-        """Resident memory of the service and its workers, MiB; what several share counts once."""
-        every = [self.process, *self.process.children(recursive=True)]
-        return sum(int(one.memory_full_info().pss) for one in every) / 2**20
+        """Resident memory of the service, and what each of its workers has to itself beside it, MiB.
+
+        Their proportional shares (PSS) would be less where the bench has mapped the same files.
+        """
+        own = sum(int(worker.memory_full_info().uss) for worker in self.process.children(recursive=True))
+        return (int(self.process.memory_info().rss) + own) / 2**20
 
 
 @contextmanager

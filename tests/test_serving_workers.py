@@ -343,7 +343,7 @@ def test_what_is_kept_of_an_answer_is_never_older_than_what_was_acknowledged(
 ) -> None:
     tell = Worker.tell
 
-    def slowly(worker: Worker, batch: bytes) -> None:
+    def slowly(worker: Worker, batch: Batch) -> None:
         time.sleep(0.3)
         tell(worker, batch)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import pickle
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -73,8 +72,8 @@ class Crew:
             for worker in self.workers:
                 await worker.begin(self._hear, self._bury)
 
-    def learn(self, batch: bytes) -> None:
-        """Hand on a batch to every worker, from any thread."""
+    def learn(self, batch: Batch) -> None:
+        """Every worker is to know of a batch; from any thread."""
         for worker in self.workers:
             worker.tell(batch)
 
@@ -169,11 +168,9 @@ class Turns:
         return any(crew.lost and not crew.retired for crew in self._crews)
 
     def learn(self, batch: Batch) -> None:
-        """Hand on a batch to every worker. A listener of the log, behind the table: it has folded the batch."""
-        if any(crew.workers for crew in self._crews):
-            content = pickle.dumps(batch)
-            for crew in self._crews:
-                crew.learn(content)
+        """Every worker is to know of a batch. A listener of the log, behind the table."""
+        for crew in self._crews:
+            crew.learn(batch)
 
     def hire(self, pipelines: Sequence[Pipeline], table: FeatureTable, count: int) -> Crew:
         """So many workers for the pipelines of a release, which nobody uses yet; called beside the event loop.

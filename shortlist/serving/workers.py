@@ -4,9 +4,9 @@ Threads cannot do that: half of a slate is the interpreter's work, which they ta
 two threads made 1.3 times as many slates as one, and two processes twice as many.
 
 A worker is forked once a release is loaded. It shares the memory of the service, copied page by page where either
-changes it, so that gigabytes of vectors and features lie there once. It is told of every batch of events before
-whoever appended it has the receipt, and folds what it was told before it makes another slate: its answers are those
-that the service would give. It ends with the service, however that ends, because its connections do.
+changes it, so that gigabytes of vectors and features lie there once. With every query it is told what has been
+committed to the log since the last one, and folds that first: its answers are those that the service would give. It
+ends with the service, however that ends, because its connections do.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from itertools import pairwise
 from threading import Lock
 from typing import Any, NoReturn
 
-from shortlist.events.batch import Batch
+from shortlist.events.batch import Batch, joined
 from shortlist.features.table import FeatureTable
 from shortlist.pipeline.query import Query
 from shortlist.pipeline.runner import Made, Pipeline
@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 STUCK_SECONDS = 10.0
 """A worker that takes no events for so long is ended: its state is older than it should be, and the log waits. So is
 one whose answer is so late."""
+AT_ONCE = 4_096
+"""Events that a worker is told of without being asked anything: what it is told later waits in the service's memory."""
 STANDARD_FILES = 3
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 HEAD = struct.Struct("!Q")
@@ -54,6 +56,7 @@ class Worker(asyncio.Protocol):
         self.pid, self._told, self._asked = pid, told, asked
         self._told.settimeout(STUCK_SECONDS)
         self._telling = Lock()  # held by whoever writes to `told`, or ends it
+        self._untold, self._events = list[Batch](), 0
         self._ended = False
         self._received = bytearray()
         self._transport: asyncio.WriteTransport
@@ -64,20 +67,31 @@ class Worker(asyncio.Protocol):
         self.hear, self.lose = hear, lose
         await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=self._asked)
 
-    def tell(self, batch: bytes) -> None:
-        """Hand on a pickled batch, from any thread. One that does not take it is killed."""
+    def tell(self, batch: Batch) -> None:
+        """It is to know of a batch; from any thread."""
         with self._telling:
-            if self._ended:
-                return
-            try:
-                self._told.sendall(framed(batch))
-            except OSError as error:
-                logger.error("worker %d takes no events (%s) and is ended", self.pid, error)
-                os.kill(self.pid, signal.SIGKILL)
+            self._untold.append(batch)
+            self._events += len(batch)
+            if self._events >= AT_ONCE:
+                self._catch_up()
 
     def ask(self, number: int, query: Query) -> None:
-        """Let it make the slate of a query by one of its pipelines. Raises what pickle raises."""
-        self._transport.write(framed(pickle.dumps((number, query))))
+        """Let it make the slate of a query by one of its pipelines, knowing all batches. Raises what pickle raises."""
+        question = framed(pickle.dumps((number, query)))
+        with self._telling:
+            self._catch_up()
+        self._transport.write(question)
+
+    def _catch_up(self) -> None:
+        """Tell it what it is to know. One that does not take it is killed."""
+        untold, self._untold, self._events = self._untold, [], 0
+        if not untold or self._ended:
+            return
+        try:
+            self._told.sendall(framed(pickle.dumps(joined(untold))))
+        except OSError as error:
+            logger.error("worker %d takes no events (%s) and is ended", self.pid, error)
+            os.kill(self.pid, signal.SIGKILL)
 
     def finish(self) -> None:
         """Let it end once it has done what it was asked."""
