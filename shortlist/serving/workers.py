@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 STUCK_SECONDS = 10.0
 """A worker that takes no events for so long is ended: its state is older than it should be, and the log waits. So is
 one whose answer is so late."""
-AT_ONCE = 4_096
+AT_ONCE = 512
 """Events that a worker is told of without being asked anything: what it is told later waits in the service's memory."""
 STANDARD_FILES = 3
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
