@@ -326,6 +326,22 @@ def test_a_service_whose_worker_died_says_so_and_has_new_ones(tmp_path: Path, mo
         assert not before & set(psutil.Process().children())
 
 
+def test_workers_of_a_release_end_where_the_next_one_gets_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing() -> int:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    fill(tmp_path)
+    publish(tmp_path)
+    with running(tmp_path, workers=2) as server, httpx.Client(base_url=server.url) as client:
+        server.wait_ready()
+        assert len(psutil.Process().children()) == 2
+        monkeypatch.setattr(os, "fork", refusing)
+        version = publish(tmp_path, seed=1)
+        assert server.wait_until(lambda: client.get("/health").json()["release"] == version, 10)
+        assert server.wait_until(lambda: not psutil.Process().children(), 10)
+        assert len(client.post("/recommend", json={"user": "user-3"}).json()["items"]) == 10
+
+
 def test_a_service_ends_workers_that_answer_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns_module, "STUCK_SECONDS", 0.1)
     fill(tmp_path)

@@ -149,8 +149,7 @@ class Service:
             champion = await loop.run_in_executor(self._loading, self.next_champion)
             if champion is not None:
                 crew = await loop.run_in_executor(self._chores, self._hire, champion)
-                if crew is not None:
-                    await self.turns.begin(crew)
+                await self.turns.begin(crew)
                 self._serve(champion)
             if time.monotonic() >= snapshot_due:
                 await loop.run_in_executor(self._chores, self._snapshot)

@@ -110,10 +110,10 @@ class Crew:
             waiting = self._waiting.popleft()
             if waiting.future.done():  # nobody waits for it
                 continue
-            query = in_turn(waiting.pipeline, waiting.query, waiting.asked)
             if not self.workers:
                 waiting.tell(without_optional(waiting))
                 continue
+            query = in_turn(waiting.pipeline, waiting.query, waiting.asked)
             worker = self._idle.pop()
             self._busy[worker] = waiting
             try:
@@ -182,9 +182,10 @@ class Turns:
             self._crews = (*self._crews, crew)
         return crew
 
-    async def begin(self, crew: Crew) -> None:
-        """Let the crew work in place of those before it; called on the event loop."""
-        await crew.begin()
+    async def begin(self, crew: Crew | None) -> None:
+        """Let the crew, or none, work in place of those before it; called on the event loop."""
+        if crew is not None:
+            await crew.begin()
         for other in self._crews:
             if other is not crew:
                 other.retire()

@@ -99,12 +99,12 @@ class Worker(asyncio.Protocol):
 
     def buried(self) -> int:
         """Its exit code, once it is gone or if it must be; negative where a signal ended it."""
+        os.kill(self.pid, signal.SIGKILL)  # no other can have its number before it is waited for
         with self._telling:
             self._ended = True
             self._told.close()
             self._open.close()
-            os.kill(self.pid, signal.SIGKILL)  # no other can have its number before it is waited for
-            return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It can be asked."""
