@@ -226,6 +226,7 @@ def test_a_worker_holds_no_file_of_the_service() -> None:
     async def work(world: World) -> None:
         ours, theirs = socket.socketpair()
         await world.hire()
+        await world.known()  # both are at work, and have closed what they do not need
         ours.close()
         theirs.settimeout(5)
         assert theirs.recv(1) == b""  # the other side sees the end
