@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from shortlist.serving.turns import Turns
+
+settings.register_profile("shared", deadline=None)  # a shared machine may pause for as long as it likes
+settings.load_profile("shared")
 
 
 @pytest.fixture(scope="module", params=["by the loop", "by workers"])
