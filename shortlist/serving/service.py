@@ -222,8 +222,8 @@ class Service:
         return True
 
     def _hire(self, champion: Champion) -> Crew | None:
-        """The champion's workers; without them the event loop makes every slate."""
-        if not self.settings.workers or self.live is None:
+        """The champion's workers; where there are none the event loop makes every slate."""
+        if self.live is None:
             return None
         champion.behind.settle()
         try:
