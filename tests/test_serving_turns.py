@@ -101,11 +101,11 @@ def test_of_a_burst_as_many_are_whole_as_there_is_time_for_and_the_others_do_not
 
 
 def test_a_worker_does_not_begin_what_waited_until_it_would_be_late() -> None:
-    pipeline = sleeping(0.1)
+    pipeline = sleeping(0.3)
 
     async def work(turns: Turns) -> None:
         turns._ended = time.perf_counter()  # nobody has rested: the event loop makes none of them
-        slates = await asyncio.gather(*(turns.slate(pipeline, ask(k=1, ms=350)) for _ in range(3 * WORKERS)))
+        slates = await asyncio.gather(*(turns.slate(pipeline, ask(k=1, ms=1150)) for _ in range(3 * WORKERS)))
         assert [slate.items for slate in slates] == [BY_WORKER] * 2 * WORKERS + [POPULAR] * WORKERS
 
     with_workers([pipeline], work)
