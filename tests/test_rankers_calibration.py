@@ -134,6 +134,24 @@ def test_every_ranker_has_probabilities_that_come_true(spec: RankerSpec, tmp_pat
         assert made.figures[f"{action}.held_out_rate"] == pytest.approx(slates(2).actions[action].mean())
 
 
+def tempting(seed: int) -> RankingData:
+    """What tempts is clicked most, and hidden most."""
+    rows = slates(seed)
+    odds = 1.5 * rows.matrix[0] - 2
+    hide = np.random.default_rng([seed, 1]).random(len(odds)) < 1 / (1 + np.exp(-odds))
+    return replace(rows, actions={**rows.actions, "hide": hide})
+
+
+@per_spec
+def test_what_is_hidden_most_where_it_is_clicked_most_is_said_to_be(spec: RankerSpec, tmp_path: Path) -> None:
+    made = fit_ranker(spec, tempting(1), tempting(2), tmp_path, seed=3)
+    test = tempting(4)
+    chance, happened = load_scorer(tmp_path).probabilities(test.matrix, test.names)["hide"], test.actions["hide"]
+    assert chance[happened].mean() > chance[~happened].mean() + 0.05
+    assert calibration_error(np.log(chance / (1 - chance)), happened) < 0.05
+    assert made.figures["hide.held_out_calibration_error"] < 0.05
+
+
 @pytest.mark.parametrize("spec", SPECS[:4], ids=lambda spec: spec.name)
 def test_scores_are_what_they_are_without_a_calibration(spec: RankerSpec, tmp_path: Path) -> None:
     fit_ranker(spec, biased(1), slates(2), tmp_path, seed=3)

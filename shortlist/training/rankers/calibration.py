@@ -26,7 +26,7 @@ MOST_HELD_OUT = 200_000
 PRIOR = 4.0
 """The slope is believed to be 1 with a deviation of 1/2, before any row is seen."""
 FLATTEST = 0.05
-"""The least slope: calibration may doubt a model, it must never turn its order round."""
+"""The least slope of log-odds that order: calibration may doubt a model, it must never turn its order round."""
 BINS = 15
 
 Floats = NDArray[np.float64]
@@ -43,17 +43,17 @@ class Sigmoid(NamedTuple):
         return self.slope * logits + self.intercept
 
 
-def calibrate(logits: Floats, happened: NDArray[np.bool_]) -> Sigmoid:
+def calibrate(logits: Floats, happened: NDArray[np.bool_], flattest: float = FLATTEST) -> Sigmoid:
     """The sigmoid with the greatest likelihood; the identity where nothing happened, or everything did."""
     if not happened.any() or happened.all():
         return Sigmoid()
     rows = len(logits)
     ones = np.ones(rows)
     change, intercept = newton(np.stack([logits, ones]), happened, np.zeros(2), PRIOR / rows, logits)
-    if 1.0 + change >= FLATTEST:
+    if 1.0 + change >= flattest:
         return Sigmoid(float(1.0 + change), float(intercept))
-    intercept = newton(ones[None], happened, np.zeros(1), 0.0, FLATTEST * logits)[0]
-    return Sigmoid(FLATTEST, float(intercept))
+    intercept = newton(ones[None], happened, np.zeros(1), 0.0, flattest * logits)[0]
+    return Sigmoid(flattest, float(intercept))
 
 
 def calibration_error(logits: Floats, happened: NDArray[np.bool_], bins: int = BINS) -> float:
@@ -65,7 +65,9 @@ def calibration_error(logits: Floats, happened: NDArray[np.bool_], bins: int = B
     return float(np.abs(gaps).sum() / max(len(order), 1))
 
 
-def calibration_figures(logits: Floats, happened: NDArray[np.bool_], group: NDArray[np.int64]) -> dict[str, float]:
+def calibration_figures(
+    logits: Floats, happened: NDArray[np.bool_], group: NDArray[np.int64], flattest: float = FLATTEST
+) -> dict[str, float]:
     """Log loss and calibration error as the model says it and after calibration.
 
     Calibrated are the rows of every second request by what the others say, and the other way round: a sigmoid is not
@@ -74,7 +76,7 @@ def calibration_figures(logits: Floats, happened: NDArray[np.bool_], group: NDAr
     half = np.unique(group, return_inverse=True)[1] % 2 == 1
     after = logits.copy()
     for part in (half, ~half):
-        after[part] = calibrate(logits[~part], happened[~part]).log_odds(logits[part])
+        after[part] = calibrate(logits[~part], happened[~part], flattest).log_odds(logits[part])
     return {
         "rate": float(happened.mean()),
         "log_loss_raw": log_loss(logits, happened),
@@ -100,14 +102,14 @@ def newest(data: RankingData, most: int = MOST_HELD_OUT) -> RankingData:
 
 
 def heads_of(
-    logits: Mapping[str, Floats], held_out: RankingData, weights: Mapping[str, float]
+    logits: Mapping[str, Floats], held_out: RankingData, weights: Mapping[str, float], flattest: float = FLATTEST
 ) -> tuple[list[Head], dict[str, float]]:
     """Each action's sigmoid of its log-odds on the held-out rows, and how well it keeps what it says, by action."""
     outcomes = outcomes_of(held_out)
     heads, figures = [], dict[str, float]()
     for action, column in logits.items():
-        heads.append(Head(action, weights[action], *calibrate(column, outcomes[action])))
-        found = calibration_figures(column, outcomes[action], held_out.group)
+        heads.append(Head(action, weights[action], *calibrate(column, outcomes[action], flattest)))
+        found = calibration_figures(column, outcomes[action], held_out.group, flattest)
         figures |= {f"{action}.held_out_{name}": value for name, value in found.items()}
     return heads, figures
 
@@ -115,11 +117,15 @@ def heads_of(
 def heads_of_one_score(scores: Floats, held_out: RankingData) -> tuple[list[Head], dict[str, float]]:
     """Of a ranker with one score for everything, such as trees: each action's sigmoid of it, and the figures.
 
-    A score says nothing of an action that never happened, or always did: it has no head. Of an action that is worth
-    less than nothing a greater score makes less: its sigmoid falls.
+    A score says nothing of an action that never happened, or always did: it has no head. What is worth less than
+    nothing is believed to happen less where the score is greater, until the rows say otherwise: these sigmoids order
+    nothing, so each may rise or fall (what tempts is clicked and hidden). Scores are fitted in their own deviations:
+    those of trees that learn orders have any scale, and what is believed of a slope is believed of log-odds.
     """
     weights = weights_of(held_out)
     told = [action for action, happened in outcomes_of(held_out).items() if happened.any() and not happened.all()]
-    signs = {action: -1.0 if weights[action] < 0 else 1.0 for action in told}
-    heads, figures = heads_of({action: sign * scores for action, sign in signs.items()}, held_out, weights)
-    return [replace(head, slope=signs[head.action] * head.slope) for head in heads], figures
+    scale = float(scores.std()) or 1.0
+    units = {action: (-1.0 if weights[action] < 0 else 1.0) / scale for action in told}
+    logits = {action: unit * scores for action, unit in units.items()}
+    heads, figures = heads_of(logits, held_out, weights, flattest=-np.inf)
+    return [replace(head, slope=units[head.action] * head.slope) for head in heads], figures
