@@ -309,14 +309,28 @@ def test_real_judgments_are_ranked_as_well_as_published(tmp_path: Path) -> None:
     assert at_random + 0.05 < found["logistic_regression"] < found["lambdamart"] + 0.02
 
 
-def test_drawn_rows_count_by_request_and_shown_rows_all_the_same() -> None:
+def test_rows_count_by_their_gain_and_drawn_ones_by_request() -> None:
     gain, group = np.array([1.0, 0, 0, 0, 1, 2, 0, 0, 0]), np.array([0, 0, 0, 0, 1, 1, 1, 2, 2])
     shown = RankingData(np.zeros((1, 9)), ("x",), gain, group)
-    assert shown.weight.tolist() == [1.0] * 9
+    assert shown.weight == pytest.approx([0.75, 1, 1, 1, 0.75, 1.5, 1, 1, 1])
+    assert dataclasses.replace(shown, gain=np.sign(gain)).weight.tolist() == [1.0] * 9
     weight = dataclasses.replace(shown, drawn=True).weight
     assert weight.mean() == pytest.approx(1.0)
-    assert weight / weight[0] == pytest.approx([1, 1 / 3, 1 / 3, 1 / 3, 1 / 2, 1 / 2, 1, 1 / 2, 1 / 2])
+    expected = np.array([0.75, 1 / 3, 1 / 3, 1 / 3, 0.375, 0.75, 1, 1 / 2, 1 / 2])
+    assert weight / weight[6] == pytest.approx(expected)
     assert len(dataclasses.replace(shown.take(gain < 0), drawn=True).weight) == 0
+
+
+@pytest.mark.parametrize("spec", [LogisticRegression(), BoostedTrees("pointwise", trees=40)], ids=["linear", "trees"])
+def test_single_rows_are_learned_by_what_is_won_and_not_by_how_often(spec: RankerSpec, tmp_path: Path) -> None:
+    """Half of the items are acted on often and for little, the others seldom and for much."""
+    rng = np.random.default_rng(4)
+    dear = rng.random(6_000) < 0.5
+    gain = np.where(rng.random(6_000) < np.where(dear, 0.1, 0.3), np.where(dear, 9.0, 1.0), 0.0)
+    rows = RankingData(dear[None].astype(np.float64), ("dear",), gain, np.repeat(np.arange(600), 10))
+    fit_ranker(spec, rows, None, tmp_path, seed=1)
+    cheap, costly = load_scorer(tmp_path).score(np.array([[0.0, 1.0]]), ("dear",))
+    assert costly > cheap
 
 
 def test_rows_that_count_twice_are_rows_that_stand_there_twice() -> None:

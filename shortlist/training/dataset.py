@@ -27,8 +27,9 @@ from shortlist.retrieval.specs import Popular, SourceSpec
 from shortlist.training.assembly import load_retrieval
 from shortlist.training.backtest import LiveColumns, Past, Progress
 from shortlist.training.rankers.fitting import NothingToLearnError, RankingData
+from shortlist.training.rankers.linear import PlaceEffect
 from shortlist.training.requests import Requests, requests_of
-from shortlist.training.rows import Judged, blend, columns_of, drawn, everyone, observed_positives, shown
+from shortlist.training.rows import Judged, blend, columns_of, drawn, everyone, observed_positives, shown, worth
 from shortlist.training.sources.fitting import Lesson, fit_source, row_columns
 from shortlist.training.split import Split, split_by_time
 
@@ -100,7 +101,8 @@ class FittedSources:
 class RankerRows:
     """The rankers' rows with every column, split into those to learn from and those to choose by.
 
-    `users` has the user of each row of `choosing`.
+    `users` has the user of each row of `choosing`; `places` is what the place at which something is shown does, where
+    that is known.
     """
 
     learning: RankingData
@@ -109,6 +111,7 @@ class RankerRows:
     left_out: int
     unclosed: int
     unreadable: int
+    places: PlaceEffect | None
 
 
 def survey(project: Project, log: EventLog, seed: int, progress: Progress, position: int | None = None) -> Ground:
@@ -209,17 +212,21 @@ def ranker_rows(ground: Ground, sources: FittedSources, past: Past, progress: Pr
     progress("replay features", 0.0)
     matrix, names = matrix_of(ground, sources, rows)
     progress("replay features", 1.0)
-    drawn_rows = not isinstance(labels, Labels)
+    weights, gain = blend(ground.project), rows.gain
+    if rows.actions:  # an order gains nothing by what is worth less than nothing
+        gain = np.maximum(worth(rows.actions, weights), 0.0)
     data = RankingData(
-        matrix, names, rows.gain, rows.request, rows.rank, rows.actions, blend(ground.project), drawn_rows
+        matrix, names, gain, rows.request, rows.rank, rows.actions, weights, not isinstance(labels, Labels)
     )
+    learning = data.take(~choosing)
     return RankerRows(
-        data.take(~choosing),
+        learning,
         data.take(choosing),
         rows.user[choosing],
         rows.left_out,
         rows.unclosed,
         rows.unreadable,
+        PlaceEffect.of(learning, lesson.seed) if learning.placed else None,
     )
 
 

@@ -168,7 +168,7 @@ def weighed(project: Project, labels: Labels) -> list[EventSchema]:
 
 
 def blend(project: Project) -> dict[str, float]:
-    """What one action of each kind is worth: the objective's proxies, or the labels' gains where it has none.
+    """What one action of each kind is worth: by the objective's proxies, else by the gain of its label.
 
     Empty without impressions: which of the actions would have followed is not known then.
     """
@@ -176,7 +176,25 @@ def blend(project: Project) -> dict[str, float]:
     if not isinstance(labels, Labels):
         return {}
     known = {**labels.gains, **dict.fromkeys(weighed(project, labels), 0.0)}
-    return {event.kind: float(proxies.get(event.kind, 0.0) if proxies else gain) for event, gain in known.items()}
+    return {event.kind: float(proxies.get(event.kind, gain)) for event, gain in known.items()}
+
+
+def worth(actions: Mapping[str, NDArray[np.bool_]], blend: Mapping[str, float]) -> NDArray[np.float64]:
+    """What followed on each row, all in all: below zero where more was lost than won."""
+    total: NDArray[np.float64] = np.sum([blend[kind] * happened for kind, happened in actions.items()], axis=0)
+    return total
+
+
+def unheard(project: Project) -> list[str]:
+    """The objective's proxies that nothing is learned from, each with the reason."""
+    labels = project.labels
+    learned = {event.kind for event in labels.gains} | blend(project).keys()
+    if isinstance(labels, Labels):
+        reason = f"it is nothing that a {project.user.name} does with a {project.item.name} that was shown"
+    else:
+        reason = "without impressions nobody knows where it would have followed; log some, and declare Labels(...)"
+    kinds = [kind for kind in project.objective.proxies if kind not in learned]
+    return [f"the objective's proxy {kind!r} is not learned: {reason}" for kind in kinds]
 
 
 def _slates(rows: LabelledRows) -> NDArray[np.int64]:

@@ -45,11 +45,13 @@ from shortlist.training.dataset import (
     survey,
 )
 from shortlist.training.evaluation import MOST_REQUESTS, PER_USER, POPULARITY, TWO_STAGE, Contest, Evaluation, evaluate
+from shortlist.training.judging import ShownSlates, looks
 from shortlist.training.metrics import Floats, by_user, ndcg, ordered_gains
 from shortlist.training.rankers.fitting import FittedRanker, NothingToLearnError, fit_ranker
 from shortlist.training.releases import Manifest, Registry, Release
 from shortlist.training.reordering import reorder
 from shortlist.training.requests import requests_of
+from shortlist.training.rows import unheard, worth
 
 EARLY = "early"
 """Where the sources live that are fitted on the first part only; not published."""
@@ -162,7 +164,7 @@ def learn(ground: Ground, directory: Path, progress: Progress, steps: Steps) -> 
     with steps.step("fit sources"):
         sources = fit_sources(ground, ground.before(ground.split.cut), directory, progress, sources)
     with steps.step("evaluate"):
-        evaluation = measure(ground, sources, choice, directory, past, progress)
+        evaluation = measure(ground, rows, sources, choice, directory, past, progress)
     shutil.rmtree(early)
     return Learned(directory, ground, rows, sources, choice, evaluation, past)
 
@@ -224,20 +226,33 @@ def chosen(validation: Mapping[str, Floats]) -> str:
 
 
 def validation_ndcg(directory: Path, rows: RankerRows) -> Floats:
-    """NDCG@10 of a fitted ranker on the choosing rows, one value per user who has a positive among them."""
+    """NDCG@10 of a fitted ranker on the choosing rows, one value per user of whom they tell something.
+
+    Of slates that were shown it is what `judging` says.
+    """
     data = rows.choosing
     if not data.mixed:
         return np.empty(0)
     scores = load_scorer(directory).score(data.matrix, data.names)
-    gains, relevant = ordered_gains(data.sizes, data.gain, scores, DEPTH)
     starts = np.cumsum(data.sizes) - data.sizes
     users, user = np.unique(rows.users[starts], return_inverse=True)
-    per_user = by_user(ndcg(gains, relevant, DEPTH)[:, None], user, len(users))[:, 0]
+    if data.rank is not None and data.actions:
+        counted = worth(data.actions, data.blend) * looks(rows.places, data.rank)
+        per_user = ShownSlates(data.sizes, user, counted).values(scores, DEPTH)
+    else:
+        gains, relevant = ordered_gains(data.sizes, data.gain, scores, DEPTH)
+        per_user = by_user(ndcg(gains, relevant, DEPTH)[:, None], user, len(users))[:, 0]
     return per_user[~np.isnan(per_user)]
 
 
 def measure(
-    ground: Ground, sources: FittedSources, choice: Choice, directory: Path, past: Past, progress: Progress
+    ground: Ground,
+    rows: RankerRows,
+    sources: FittedSources,
+    choice: Choice,
+    directory: Path,
+    past: Past,
+    progress: Progress,
 ) -> Evaluation:
     """Measure every method on the held-out slice."""
     lesson, split = ground.lesson, ground.split
@@ -249,7 +264,7 @@ def measure(
     contest = Contest(pipeline, stages, choice.ranker, next(popular, resort))
     item = ground.project.item.name
     evaluation = evaluate(contest, past, item, lesson.known.users.ids, requests, lesson.seed, progress)
-    return evaluation.judged_on(*reorder(ground, sources, scorers, choice.ranker))
+    return evaluation.judged_on(*reorder(ground, rows.places, sources, scorers, choice.ranker))
 
 
 def baseline_name(ground: Ground) -> str:
@@ -259,7 +274,7 @@ def baseline_name(ground: Ground) -> str:
 
 def judge(ground: Ground, sources: FittedSources, choice: Choice, evaluation: Evaluation, force: bool) -> Verdict:
     """Let the chosen ranker serve unless popularity alone was better, or nothing could be measured."""
-    findings = [*sources.findings, *choice.findings]
+    findings = [*unheard(ground.project), *sources.findings, *choice.findings]
     popular = Verdict((baseline_name(ground),), "", evaluation.with_popularity(), ())
     trained = Verdict(sources.names, choice.ranker, evaluation, ())
     served, baseline = (evaluation.ndcg(method) for method in (TWO_STAGE, POPULARITY))

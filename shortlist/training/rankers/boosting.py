@@ -17,7 +17,7 @@ from shortlist.ranking.scoring import TREES
 from shortlist.ranking.specs import BoostedTrees
 from shortlist.ranking.trees import Trees
 from shortlist.training.rankers.fitting import Fit, NothingToLearnError, Progress, RankingData
-from shortlist.training.rankers.linear import place_log_odds
+from shortlist.training.rankers.linear import PlaceEffect
 
 if TYPE_CHECKING:
     import lightgbm
@@ -79,8 +79,8 @@ def fit_trees(
 
     train = dataset(data)
     base = log_odds(data) if spec.objective == "pointwise" else 0.0
-    if data.placed:  # the trees begin where the place has said what it knows, and need not say it again
-        train.set_init_score(base + place_log_odds(data, seed))
+    if data.rank is not None and data.placed:  # where the place has said what it knows, trees need not say it again
+        train.set_init_score(base + PlaceEffect.of(data, seed).log_odds(data.rank))
     held_out = [] if validation is None else [dataset(validation, train)]
     callbacks: list[Callable[..., None]] = [lambda now: progress(now.iteration + 1, spec.trees)]
     if held_out:

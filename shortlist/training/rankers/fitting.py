@@ -93,14 +93,18 @@ class RankingData:
     def weight(self) -> NDArray[np.float64]:
         """How much each row counts, 1 on average.
 
-        All the same where rows were shown: they are what happens. Where negatives were drawn, how many they are says
-        nothing, nor how long a user went on: then the positives of a request count as much as its negatives, and every
-        request the same.
+        What was acted on counts by its gain, so that odds are those of what is won, not of how often (Covington, Adams
+        and Sargin, Deep neural networks for YouTube recommendations, RecSys 2016). Else rows that were shown count
+        alike: they are what happens. Where negatives were drawn, how many they are says nothing, nor how long a user
+        went on: then the positives of a request count as much as its negatives, and every request the same.
         """
-        if not self.drawn or not len(self.gain):
+        acted = self.gain > 0
+        if not acted.any():
             return np.ones(len(self.gain))
-        kind = 2 * np.repeat(np.arange(len(self.sizes)), self.sizes) + (self.gain > 0)
-        weight = 1.0 / np.bincount(kind)[kind]
+        weight = np.where(acted, self.gain / self.gain[acted].mean(), 1.0)
+        if self.drawn:
+            kind = 2 * np.repeat(np.arange(len(self.sizes)), self.sizes) + acted
+            weight /= np.bincount(kind)[kind]
         return np.asarray(weight / weight.mean())
 
     @property
@@ -109,9 +113,9 @@ class RankingData:
         return self.rank is not None and bool(np.isfinite(self.rank).any())
 
     def with_place(self) -> RankingData:
-        """The same rows with the column `PLACE`: the logarithm of the place, as attention falls with it."""
-        rank = np.full(len(self.gain), np.nan) if self.rank is None else np.maximum(self.rank, 1.0)
-        return replace(self, matrix=np.vstack([self.matrix, np.log(rank)]), names=(*self.names, PLACE))
+        """The same rows with the column `PLACE`."""
+        rank = np.full(len(self.gain), np.nan) if self.rank is None else self.rank
+        return replace(self, matrix=np.vstack([self.matrix, log_place(rank)]), names=(*self.names, PLACE))
 
     def take(self, rows: NDArray[np.bool_]) -> RankingData:
         """Some of the rows."""
@@ -123,6 +127,11 @@ class RankingData:
             rank=None if self.rank is None else self.rank[rows],
             actions={name: happened[rows] for name, happened in self.actions.items()},
         )
+
+
+def log_place(rank: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The logarithm of a place, as attention falls with it."""
+    return np.log(np.maximum(rank, 1.0))
 
 
 @dataclass(frozen=True)

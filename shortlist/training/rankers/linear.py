@@ -13,7 +13,7 @@ from shortlist.ranking.linear import Linear, Term
 from shortlist.ranking.scoring import LINEAR
 from shortlist.ranking.standard import HUGE, Standard
 from shortlist.training.metrics import ndcg, ordered_gains
-from shortlist.training.rankers.fitting import PLACE, Fit, Progress, RankingData
+from shortlist.training.rankers.fitting import PLACE, Fit, Progress, RankingData, log_place
 
 PENALTIES = (0.03, 0.01, 0.003, 0.001, 0.0001)
 """L2 strengths tried, per row and in units of standardised columns."""
@@ -115,15 +115,27 @@ def simplest(
     return next(each for each in tried if not behind(each[2]))
 
 
-def place_log_odds(data: RankingData, seed: int) -> NDArray[np.float64]:
-    """What the place adds to the log-odds of each row, 0 on average: by logistic regression on it and the columns."""
-    placed = data.with_place()
-    sample = drawn(placed, seed)
-    shape = Shape.of(sample.matrix)
-    design = shape.design(sample.matrix)
-    weights = newton(design, sample.gain > 0, np.zeros(len(design)), PLACE_PENALTY, counts=sample.weight)
-    place = shape.standard.of(placed.matrix)[-1]
-    return np.asarray(weights[len(data.names)] * np.nan_to_num(place))
+@dataclass(frozen=True)
+class PlaceEffect:
+    """What the place at which an item is shown adds to the log-odds of an action."""
+
+    weight: float
+    standard: Standard
+
+    @classmethod
+    def of(cls, data: RankingData, seed: int) -> PlaceEffect:
+        """By logistic regression on the place and the columns: what these explain is not the place's."""
+        sample = drawn(data.with_place(), seed)
+        shape = Shape.of(sample.matrix)
+        design = shape.design(sample.matrix)
+        weights = newton(design, sample.gain > 0, np.zeros(len(design)), PLACE_PENALTY, counts=sample.weight)
+        place, whole = len(data.names), shape.standard
+        return cls(float(weights[place]), Standard(whole.unit[place:], whole.mean[place:], whole.scale[place:]))
+
+    def log_odds(self, rank: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of each place, 1 being the top: 0 on average over those learned from, and where it is not known (NaN)."""
+        place = self.standard.of(log_place(rank)[None])[0]
+        return np.asarray(self.weight * np.nan_to_num(place))
 
 
 def drawn(data: RankingData, seed: int) -> RankingData:
