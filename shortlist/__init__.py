@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         TwoTower,
     )
     from shortlist.settings import Settings, load_settings
-    from shortlist.slate.specs import DPP, MMR, Boost, Cap, Exclude, Explore, Fairness, Pin
+    from shortlist.slate.specs import DPP, MMR, Boost, Cap, Exclude, Explore, Fairness, Pin, Seen
 
 __version__ = "0.1.0"
 
@@ -65,6 +65,7 @@ __all__ = [
     "Problem",
     "Project",
     "ProjectError",
+    "Seen",
     "Settings",
     "TwoTower",
     "load_project",
@@ -92,7 +93,7 @@ _HOMES = {
         "TwoTower",
     ),
     "shortlist.settings": ("Settings", "load_settings"),
-    "shortlist.slate.specs": ("DPP", "MMR", "Boost", "Cap", "Exclude", "Explore", "Fairness", "Pin"),
+    "shortlist.slate.specs": ("DPP", "MMR", "Boost", "Cap", "Exclude", "Explore", "Fairness", "Pin", "Seen"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

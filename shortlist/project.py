@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from shortlist.events.labels import Labels, ObservedPositives
 from shortlist.events.schema import Entity, EventSchema, FieldType
 from shortlist.features.definitions import Feature, Impression
+from shortlist.framing.durations import duration_ms
 from shortlist.framing.objective import Constraints, Objective
 from shortlist.framing.problems import Problem, ProjectError, declared_at
+from shortlist.slate.specs import Seen
 
 if TYPE_CHECKING:
     from shortlist.features.program import FeatureSet
@@ -24,7 +26,8 @@ class Project:
     `context` are the typed values that a request may carry (device, query amount); request features name them.
     `sources` propose items and `rankers` order them; the ranker that orders a slice of the past best is the one that
     serves. Popularity and logistic regression are measured beside them in any case. `slate` are the rules by which the
-    service makes slates of what is ranked: diversity, caps, fairness, pins, boosts, exclusions, exploration.
+    service makes slates of what is ranked: diversity, caps, fairness, pins, boosts, exclusions, exploration, and what
+    counts as seen.
     """
 
     name: str
@@ -60,6 +63,34 @@ class Project:
         impressions = () if any(event.kind == "impression" for event in events) else (self.impression,)
         return (*(entity.schema for entity in self.all_entities), *events, *impressions)
 
+    @property
+    def seen(self) -> dict[EventSchema, int | None]:
+        """The kinds of events after which a user is not shown the item again, and for how long (ms; None: for good).
+
+        Those of the slate's `Seen` rules, the longest time where several name one. Without such a rule, for good: what
+        labels are made of, and what users do with items that the objective weighs below zero, as to hide one.
+        """
+        rules = [rule for rule in self.slate if isinstance(rule, Seen)]
+        if not rules:
+            return dict.fromkeys([*self.labels.gains, *self._rejections()])
+        found: dict[EventSchema, int | None] = {}
+        for rule in rules:
+            limit = None if rule.within is None else duration_ms(rule.within)
+            for event in rule.events:
+                before = found.get(event, 0)
+                found[event] = None if limit is None or before is None else max(limit, before)
+        return found
+
+    def _rejections(self) -> list[EventSchema]:
+        """What the objective weighs below zero; to be shown (which may be given a cost) is nothing that a user does."""
+        return [
+            event
+            for event in self.events
+            if self.objective.proxies.get(event.kind, 0.0) < 0
+            and event is not self.impression
+            and {self.user, self.item} <= set(event.keys)
+        ]
+
     def feature_set(self) -> FeatureSet:
         """Every feature of the system, compiled: the declared ones, then those that retrieval needs.
 
@@ -69,7 +100,7 @@ class Project:
         from shortlist.features.program import FeatureSet
         from shortlist.retrieval.specs import retrieval_features
 
-        needed = retrieval_features(self.sources, self.labels, self.user, self.item, self.features)
+        needed = retrieval_features(self.sources, self.labels, self.seen, self.user, self.item, self.features)
         return FeatureSet((*self.features, *needed), self.all_entities, self.context)
 
     def problems(self) -> list[Problem]:

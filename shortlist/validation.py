@@ -341,12 +341,15 @@ def of_parts(project: Unbelieved) -> Iterator[Problem]:
 
 
 def of_slate(project: Unbelieved) -> Iterator[Problem]:
-    """Rules about attributes of the item and sources that are declared."""
+    """Rules about attributes of the item, sources and events that are declared."""
     if isinstance(project.item, Entity):
         sources = listed(project, "sources")
         names = [part_name(part) for part in sources]
         with_vectors = [part_name(part) for part in sources if hasattr(part, "dimensions")]
-        declared = Declared(project.item.attributes, names, with_vectors, project.place)
+        listed_events = project.events if isinstance(project.events, Iterable) else ()
+        events = [event for event in listed_events if isinstance(event, EventSchema)]
+        keys = [entity for entity in (project.user, project.item) if isinstance(entity, Entity)]
+        declared = Declared(project.item.attributes, names, with_vectors, events, keys, project.place)
         yield from slate_problems(project.slate, declared)
 
 

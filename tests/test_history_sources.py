@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from shortlist.events.schema import Entity
 from shortlist.features.definitions import EventType
 from shortlist.features.hashing import hash_strings
 from shortlist.features.table import FeatureTable
+from shortlist.framing.objective import Objective
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Deadline, Query
 from shortlist.project import Project
@@ -35,6 +37,7 @@ from shortlist.retrieval.specs import (
     SourceSpec,
     seen_features,
 )
+from shortlist.slate.specs import RuleSpec, Seen
 from shortlist.training.assembly import Place, load_source
 from shortlist.training.rankers.fitting import NothingToLearnError
 from shortlist.training.rows import Judged, everyone, observed_positives
@@ -49,7 +52,7 @@ from shortlist.training.sources.item_weights import (
 )
 
 user, film = Entity("user"), Entity("film")
-watch = EventType("watch", user, film)
+watch, hide = EventType("watch", user, film), EventType("hide", user, film)
 history = watch.by(user).last("film", 20)
 SPECS: list[HistorySpec] = [
     CoVisitation(history, quota=5),
@@ -256,8 +259,11 @@ def test_damaged_weights_are_refused(damage: bytes | str, tmp_path: Path) -> Non
 class World:
     """Two tastes in a log, a table that follows it, and a fitted source over both."""
 
-    def __init__(self, spec: SourceSpec, place: Path) -> None:
-        self.project = Project("world", user, film, [watch], ObservedPositives({watch: 1.0}), [history], sources=[spec])
+    def __init__(self, spec: SourceSpec, place: Path, slate: Sequence[RuleSpec] = ()) -> None:
+        events, labels = [watch, hide], ObservedPositives({watch: 1.0})
+        dislike = Objective("hours", {"watch": 1.0, "hide": -10.0})
+        whole = Project("world", user, film, events, labels, [history], dislike, sources=[spec], slate=slate)
+        self.project = whole
         self.log, features = MemoryLog(self.project.schemas), self.project.feature_set()
         self.table = FeatureTable(features)
         self.log.subscribe(self.table.update)
@@ -269,14 +275,17 @@ class World:
         self.lesson = Lesson(self.project, features, self.log, known, positives, self.log.position, 0)
         self.figures = fit_source(spec, self.lesson, place / spec.name, None, lambda *_: None)
         self.catalogue = Catalogue(self.table, "film")
-        seen = [feature.name for feature in seen_features(self.project.labels, user, film)]
+        seen = {feature.name: limit for feature, limit in seen_features(self.project.seen, user, film)}
         filters = (NotSeen(self.catalogue, "user", seen),)
         asker = Asker(self.table, "user")
         stages = load_source(spec, Place(self.project, self.table, self.catalogue, asker, filters, place))
         self.source, (self.hydrator,) = stages.source, stages.hydrators
 
     def watch(self, who: str, *films: str) -> None:
-        events = [{"kind": "watch", "at": 1_700_000_000_000, "user": who, "film": each} for each in films]
+        self.tell("watch", who, *films)
+
+    def tell(self, kind: str, who: str, *films: str) -> None:
+        events = [{"kind": kind, "at": 1_700_000_000_000, "user": who, "film": each} for each in films]
         assert not self.log.append(events, received=1_700_000_000_000).refusals
 
     def names(self, who: str | None) -> list[str]:
@@ -304,6 +313,24 @@ class TestSource:
         assert first[0] not in world.names("newcomer")
         world.watch("newcomer", *(f"b{n}" for n in range(7)))
         assert "b7" in world.names("newcomer")
+
+    def test_what_somebody_hid_is_not_proposed_to_them(self, spec: SourceSpec, tmp_path: Path) -> None:
+        world = World(spec, tmp_path)
+        world.watch("me", "a1")
+        first, *others = world.names("me")
+        world.tell("hide", "me", first)
+        assert first not in world.names("me")
+        assert others[0] == world.names("me")[0]
+        world.watch("other", "a1")
+        assert world.names("other")[0] == first
+
+    def test_everything_may_come_again_where_the_slate_says_so(self, spec: SourceSpec, tmp_path: Path) -> None:
+        world = World(spec, tmp_path, [Seen()])
+        world.watch("me", "a1", "a2", "a3")
+        first = world.names("me")
+        assert {"a1", "a2", "a3"} & set(first)
+        world.tell("hide", "me", *first)
+        assert world.names("me") == first
 
     def test_what_is_new_or_unknown_is_described_as_missing(self, spec: SourceSpec, tmp_path: Path) -> None:
         world = World(spec, tmp_path)

@@ -411,7 +411,7 @@ def test_a_mistake_in_the_declaration_is_found() -> None:
 
 def place(world: World, directory: Path) -> Place:
     catalogue = Catalogue(world.table, "film")
-    seen = [feature.name for feature in seen_features(LABELS, user, film)]
+    seen = {feature.name: limit for feature, limit in seen_features(world.project.seen, user, film)}
     filters = (NotSeen(catalogue, "user", seen),)
     return Place(world.project, world.table, catalogue, Asker(world.table, "user"), filters, directory)
 

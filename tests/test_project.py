@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shortlist import (
     BoostedTrees,
+    Cap,
     Constraints,
     CoVisitation,
     DeepCross,
@@ -27,6 +29,7 @@ from shortlist import (
     Problem,
     Project,
     ProjectError,
+    Seen,
     TwoTower,
     load_project,
     load_settings,
@@ -308,3 +311,48 @@ def test_wrong_settings_are_said_with_their_place(
 def test_variables_of_others_are_left_alone(tmp_path: Path) -> None:
     others = {"SHORTLIST_SERVICE_HOST": "10.0.0.1", "SHORTLIST_PORT_80_TCP_ADDR": "10.0.0.1", "SHORTLIST_DATA": "/data"}
     assert load_settings(tmp_path, others).host == "127.0.0.1"
+
+
+HIDE, SKIP, LOGIN = EventType("hide", user, film), EventType("skip", user, film), EventType("login", user)
+
+
+def rejecting(**changes: Any) -> Project:
+    """A project whose objective weighs three kinds below zero, of which one is no action and one names no item."""
+    proxies = {"watch": 1.0, "hide": -10.0, "impression": -0.01, "login": -1.0, "skip": 0.0}
+    events = [watch, impression, SKIP, HIDE, LOGIN]
+    return declare(**{"events": events, "objective": Objective("hours", proxies), **changes})
+
+
+def test_labels_and_what_the_objective_weighs_below_zero_count_as_seen() -> None:
+    assert declare().seen == {watch: None}
+    for labels in (ObservedPositives({watch: 1.0}), Labels(impression, {watch: 1.0})):
+        assert rejecting(labels=labels).seen == {watch: None, HIDE: None}
+
+
+def test_what_the_slate_declares_as_seen_stands_alone_and_adds_up() -> None:
+    day = 86_400_000
+    assert rejecting(slate=[Seen()]).seen == {}
+    assert rejecting(slate=[Seen(SKIP)]).seen == {SKIP: None}
+    assert rejecting(slate=[Seen(watch, SKIP, within="2d"), Seen(HIDE)]).seen == {
+        watch: 2 * day, SKIP: 2 * day, HIDE: None,
+    }  # fmt: skip
+    for longer, shorter in (((None, None), ("3d", None)), (("3d", 3 * day), ("1d", day))):
+        for lines in ((longer, shorter), (shorter, longer)):
+            rules = [Seen(watch, within=within) for within, _ in lines]
+            assert rejecting(slate=rules).seen == {watch: longer[1]}
+
+
+def test_the_features_hold_what_the_filter_reads_and_else_stay_what_they_were() -> None:
+    def needed(of: Project) -> tuple[str, ...]:
+        return of.feature_set().columns[1 : -len(("user_age", "film_published"))]
+
+    popular = "popularity_watch_365d"
+    assert needed(declare()) == ("seen_watch", popular)
+    same = declare(slate=[Cap("genres", 2), Seen(watch)])
+    assert same.feature_set().fingerprint == declare().feature_set().fingerprint
+    assert needed(rejecting()) == ("seen_watch", "seen_hide", popular)
+    assert needed(rejecting(slate=[Seen()])) == (popular,)
+    lately = [rejecting(slate=[Seen(HIDE), Seen(watch, within=within)]) for within in ("1d", "9d")]
+    assert needed(lately[0]) == ("seen_hide", "seen_watch_ago", popular)
+    prints = {each.feature_set().fingerprint for each in lately}
+    assert len(prints) == 1, "another duration needs no training"

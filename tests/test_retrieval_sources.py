@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from shortlist.events.labels import ObservedPositives
 from shortlist.events.log import MemoryLog
-from shortlist.events.schema import Entity
+from shortlist.events.schema import Entity, EventSchema
 from shortlist.features.definitions import EventType
 from shortlist.features.program import FeatureSet
 from shortlist.features.table import FeatureTable
@@ -46,6 +46,7 @@ user, film = Entity("user"), Entity("film")
 watch = EventType("watch", user, film, stars=float)
 save = EventType("save", user, film)
 labels = ObservedPositives({watch: 1.0, save: 3.0}, where=("stars", ">=", 4.0))
+SEEN: dict[EventSchema, int | None] = {watch: None, save: None}
 DAY = 86_400_000
 
 
@@ -55,11 +56,11 @@ class World:
     def __init__(self) -> None:
         self.log = MemoryLog([watch, save, user.schema, film.schema])
         of_user = [watch.by(user).count().named("watched"), watch.by(user).last("film", 2).named("latest")]
-        features = [*of_user, *retrieval_features([Popular()], labels, user, film)]
+        features = [*of_user, *retrieval_features([Popular()], labels, SEEN, user, film)]
         self.table = FeatureTable(FeatureSet(features, [user, film]))
         self.log.subscribe(self.table.update)
         self.catalogue = Catalogue(self.table, "film")
-        seen = [feature.name for feature in seen_features(labels, user, film)]
+        seen = {feature.name: limit for feature, limit in seen_features(SEEN, user, film)}
         self.filters: list[Filter] = [
             Available(self.catalogue),
             Excluded(self.catalogue),
@@ -337,10 +338,10 @@ def test_a_condition_applies_to_the_kinds_that_have_its_field() -> None:
 def test_features_that_the_project_declares_are_not_declared_twice() -> None:
     history = watch.by(user).last("film", 5)
     declared = [history]
-    names = [f.name for f in retrieval_features([TwoTower(history), Popular()], labels, user, film, declared)]
+    names = [f.name for f in retrieval_features([TwoTower(history), Popular()], labels, SEEN, user, film, declared)]
     assert history.name not in names
     assert len(names) == len(set(names)) == 4
-    assert history.name in [f.name for f in retrieval_features([TwoTower(history)], labels, user, film)]
+    assert history.name in [f.name for f in retrieval_features([TwoTower(history)], labels, SEEN, user, film)]
 
 
 def slow_merge(quotas: dict[str, int], proposals: dict[str, list[int]], limit: int) -> list[int]:
@@ -373,3 +374,27 @@ def test_merging_interleaves_by_quota_and_keeps_each_item_once(
 
 def test_merging_nothing_gives_nothing() -> None:
     assert len(Interleaved({}).merge(ask(), {})) == 0
+
+
+def test_what_was_seen_comes_again_when_its_time_is_over_to_the_millisecond() -> None:
+    watch, save = EventType("watch", user, film), EventType("save", user, film)
+    limits: dict[EventSchema, int | None] = {watch: None, save: 90_000}
+    log, features = MemoryLog([watch, save, user.schema, film.schema]), seen_features(limits, user, film)
+    table = FeatureTable(FeatureSet([feature for feature, _ in features], [user, film]))
+    log.subscribe(table.update)
+    filters = NotSeen(Catalogue(table, "film"), "user", {feature.name: limit for feature, limit in features})
+    told = [("watched", "watch", 0), ("saved", "save", 0), ("again", "save", -500_000), ("again", "save", 30_000)]
+    events = [{"kind": kind, "at": DAY + at, "user": "me", "film": what} for what, kind, at in told]
+    assert not log.append([*events, {"kind": "film", "at": DAY, "film": "new"}], received=DAY).refusals
+
+    def kept(after: int, who: str | None = "me") -> list[str]:
+        everything = Candidates(np.arange(4, dtype=np.int32))
+        mask = filters.keep(ask(who, DAY + after), everything)
+        return [name for name, keep in zip(table.entities["film"].ids, mask, strict=True) if keep]
+
+    assert kept(-1_000) == kept(0) == kept(89_999) == ["new"]  # events dated ahead of the request count, too
+    assert kept(90_000) == kept(119_999) == ["saved", "new"]
+    assert kept(120_000) == kept(1_000 * DAY) == ["saved", "again", "new"]
+    assert kept(0, "other") == kept(0, None) == ["watched", "saved", "again", "new"]
+    nothing = NotSeen(filters.catalogue, "user", {})
+    assert nothing.keep(ask(), Candidates(np.arange(4, dtype=np.int32))).all()

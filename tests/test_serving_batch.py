@@ -19,9 +19,9 @@ from shortlist.pipeline.candidates import Candidates, Column
 from shortlist.pipeline.query import Query
 from shortlist.pipeline.runner import Pipeline
 from shortlist.serving.batch import DESCRIPTION, LOCK, Batch, BatchError, Format, Written, present, write_batch
-from shortlist.slate.specs import Cap
+from shortlist.slate.specs import Cap, RuleSpec, Seen
 from shortlist.training.releases import Registry
-from tests.serving_world import FILMS, USERS, fill, project, publish, running, settings_of
+from tests.serving_world import FILMS, USERS, fill, project, publish, running, settings_of, watch
 
 PART = 12
 
@@ -46,11 +46,11 @@ class Ready:
         return write_batch(out, self.batch(**changes), pipeline or self.pipeline, self.users, lambda *_: None)
 
 
-def ready_in(folder: Path) -> Ready:
-    settings = settings_of(folder)
+def ready_in(folder: Path, *slate: RuleSpec) -> Ready:
+    settings, declared = settings_of(folder), replace(project(), slate=slate)
     log = SqliteLog(settings.place("log"), project().schemas, read_only=True)
     release = Registry(settings.place("releases")).fetch("champion")
-    table, pipeline = present(project(), log, settings.place("state"), release)
+    table, pipeline = present(declared, log, settings.place("state"), release)
     return Ready(folder, release.version, tuple(table.entities["user"].ids), table.position, pipeline)
 
 
@@ -106,6 +106,22 @@ def test_everybody_gets_what_the_service_answers(ready: Ready, tmp_path: Path) -
     assert not {f"film-{n}" for n in range(10)} & set(rows["user-0"]["items"])
     assert all(len(row["items"]) == len(row["scores"]) == 10 for row in rows.values())
     assert all(row["propensities"] == [1.0] * 10 for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("rule", "again"),
+    [(Seen(), True), (Seen(watch, within="1h"), True), (Seen(watch, within="2d"), False), (Seen(watch), False)],
+    ids=str,
+)
+def test_what_counts_as_seen_holds_for_everybodys_slates(
+    ready: Ready, rule: RuleSpec, again: bool, tmp_path: Path
+) -> None:
+    """A day ago user-0 watched ten films."""
+    ready_in(ready.folder, rule).write(tmp_path / "slates", k=FILMS)
+    mine = next(row for row in rows_in(tmp_path / "slates") if row["user"] == "user-0")
+    watched = {f"film-{n}" for n in range(10)}
+    assert watched & set(mine["items"]) == (watched if again else set())
+    assert len(mine["items"]) == FILMS - (0 if again else 10)
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(ready: Ready, tmp_path: Path) -> None:

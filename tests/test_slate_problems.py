@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from shortlist import DPP, MMR, Boost, Cap, Exclude, Explore, Fairness, Pin, Popular, TwoTower
-from shortlist.slate.specs import moment_ms
-from tests.test_project import declare, film, history, only
+from shortlist import DPP, MMR, Boost, Cap, EventType, Exclude, Explore, Fairness, Pin, Popular, Seen, TwoTower
+from shortlist.slate.specs import moment_ms, names_of
+from tests.test_project import declare, film, history, impression, only, user, watch
 
 WAR = ("genres", "==", "war")
 SOURCES = [Popular(), TwoTower(history)]
+HIDE, LOGIN = EventType("hide", user, film), EventType("login", user)
 
 
 def test_sound_rules_have_no_problem() -> None:
@@ -24,9 +25,13 @@ def test_sound_rules_have_no_problem() -> None:
         Boost(1.1, where=("published", "within", "3d")),
         Pin(where=WAR, at=3),
         Explore(2, among="popular", temperature=0.1),
+        Seen(watch, within="30d"),
+        Seen(watch),
     ]
     assert declare(slate=sound, sources=SOURCES).problems() == []
     assert declare(slate=[DPP("genres")]).problems() == []
+    assert declare(slate=[Seen(watch, HIDE)], events=[watch, impression, HIDE]).problems() == []
+    assert declare(slate=[Seen()]).problems() == []
 
 
 MISTAKES: dict[str, tuple[Any, str, str]] = {
@@ -70,6 +75,15 @@ MISTAKES: dict[str, tuple[Any, str, str]] = {
     "place": ([Pin(items=("7",), at=0)], "Pin.at is 0", "at least 1"),
     "since": ([Pin(items=("7",), since="soon")], "Pin.since is 'soon'", "ISO 8601"),
     "until": ([Pin(items=("7",), until=2026)], "Pin.until is 2026", "ISO 8601"),  # type: ignore[arg-type]
+    "seen by name": ([Seen("watch")], "Seen names str 'watch'", "the objects themselves"),  # type: ignore[arg-type]
+    "seen in part": ([Seen(watch.where("stars", ">", 2))], "Seen names Stream", "event types"),  # type: ignore[arg-type]
+    "seen class": ([Seen], "the class Seen", "Seen(...)"),
+    "seen what": ([Seen(HIDE)], "'hide', which is not among the project's events", "add it to `events`"),
+    "shown is not seen": ([Seen(impression)], "Seen names 'impression'", "what users do"),
+    "seen how long": ([Seen(watch, within="a moon")], "Seen.within is 'a moon'", "a duration"),
+    "seen for 30": ([Seen(watch, within=30)], "Seen.within is 30", "a duration"),  # type: ignore[arg-type]
+    "seen nothing lately": ([Seen(within="30d")], "Seen(within='30d') names no event", "Seen(watch"),
+    "seen and not": ([Seen(), Seen(watch, within="1d")], "Seen() stands beside Seen(watch, within='1d')", "keep one"),
     "ends first": ([Pin(items=("7",), since="2026-12-02", until="2026-12-01")], "before it begins", "turn them"),
 }
 
@@ -80,6 +94,21 @@ def test_a_mistake_is_named_with_what_was_expected(slate: Any, found: str, expec
     assert found in problem.found
     assert expected in problem.expected
     assert "test_project.py" in problem.place
+
+
+def test_what_is_seen_names_a_user_and_an_item() -> None:
+    problem = only(declare(slate=[Seen(watch, LOGIN)], events=[watch, impression, LOGIN]))
+    assert problem.found == "Seen names 'login', which has no film"
+    assert problem.expected == "expected an event of a user and an item"
+    assert only(declare(slate=[Seen(LOGIN, within="1d")], events=[watch, impression, LOGIN])) == problem
+
+
+def test_rules_are_written_without_the_lines_at_which_events_are_declared() -> None:
+    """A batch goes on where it was stopped as long as its rules are written alike."""
+    rules = [Seen(watch, EventType("hide", user, film), within="30d"), Seen(), Seen(watch)]
+    assert repr(rules) == "[Seen(watch, hide, within='30d'), Seen(), Seen(watch)]"
+    assert rules[2] == Seen(watch) != Seen(watch, within="30d")
+    assert names_of(rules) == ["seen_watch_hide", "seen", "seen_watch"]
 
 
 def test_every_mistake_is_found_at_once() -> None:

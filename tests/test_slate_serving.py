@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 
+from shortlist.features.definitions import EventType
+from shortlist.framing.objective import Objective
+from shortlist.retrieval.specs import Fresh, Popular
 from shortlist.serving.limits import Limits
 from shortlist.serving.running import Running
-from shortlist.slate.specs import MMR, Boost, Cap, Exclude, Explore, Fairness, Pin
-from tests.serving_world import FILMS, fill, project, publish, settings_of
+from shortlist.slate.specs import MMR, Boost, Cap, Exclude, Explore, Fairness, Pin, RuleSpec, Seen
+from tests.serving_world import FILMS, fill, film, project, publish, settings_of, user, watch
 from tests.test_serving_recommend import ask, items, logged_of, tell
 
 pytestmark = pytest.mark.usefixtures("wherever")
 
+hide = EventType("hide", user, film)
 RULES = [
     Exclude(where=("year", "==", 1993)),  # film-3, film-33, …
     Exclude(items=["film-1"], until="2000-01-01"),
@@ -138,3 +144,50 @@ def test_an_explanation_says_what_each_rule_did(client: httpx.Client) -> None:
     assert all("pinned_rank" not in item["columns"] for item in explanation["items"])  # it is beside the merged list
     ranked = ask(client, "/rank", items=["film-0", "film-30", "film-5"], k=2, explain=True)["explanation"]["slate"]
     assert ranked["explore"] == {"places": [], "among": 0}
+
+
+@contextmanager
+def rejecting(place: Path, slate: Sequence[RuleSpec]) -> Iterator[httpx.Client]:
+    """A service of a project in which films can be hidden, which is no label."""
+    declared = replace(
+        project(),
+        events=[watch, hide],
+        objective=Objective("hours", {"watch": 1.0, "hide": -10.0}),
+        sources=[Popular(quota=50), Fresh(quota=50)],
+        slate=slate,
+    )
+    assert declared.problems() == []
+    fill(place)
+    publish(place, fingerprint=declared.feature_set().fingerprint)
+    with Running(declared, settings_of(place, deadline_ms=10_000.0), Limits(watch_seconds=0.05)) as server:
+        server.wait_ready()
+        with httpx.Client(base_url=server.url) as one:
+            yield one
+
+
+def test_what_somebody_hides_is_never_shown_to_them_again(tmp_path: Path) -> None:
+    with rejecting(tmp_path, [Pin(items=["film-199"])]) as client:
+        for _ in range(5):
+            shown = items(ask(client, user="ann", k=5))
+            tell(client, kind="hide", user="ann", film=shown[0])
+            assert shown[0] not in items(ask(client, user="ann", k=1_000))  # the last resort included
+            assert shown[0] not in items(ask(client, user="ann", k=50, deadline_ms=0.001))
+            assert items(ask(client, "/rank", user="ann", items=[shown[0]])) == [shown[0]]  # whoever asks for it
+        assert len(items(ask(client, user="ann", k=1_000))) == FILMS - 5
+        assert items(ask(client, user="ben", k=1))[0] == "film-199"
+        slate = ask(client, user="ann", k=1, explain=True)
+        dropped = slate["explanation"]["filters"]["not_seen"]["dropped"]
+        assert dropped == 1, "other sources than the pins do not even propose it"
+        assert slate["degraded"] == []
+
+
+def test_what_is_seen_is_what_the_slate_says_and_for_how_long(tmp_path: Path) -> None:
+    with rejecting(tmp_path, [Seen(hide, within="1h")]) as client:
+        assert len(items(ask(client, user="user-0", k=1_000))) == FILMS  # ten of them watched
+        top, second = items(ask(client, user="user-0", k=2))
+        tell(client, kind="watch", user="user-0", film=top)
+        tell(client, kind="hide", user="user-0", film=second, at=int(time.time() * 1000) - 2 * 3_600_000)
+        assert {top, second} <= set(items(ask(client, user="user-0", k=1_000)))
+        tell(client, kind="hide", user="user-0", film=second, at=int(time.time() * 1000) - 1_800_000)
+        left = items(ask(client, user="user-0", k=1_000))
+        assert set(left) == {f"film-{n}" for n in range(FILMS)} - {second}

@@ -17,12 +17,14 @@ from shortlist.events.log import MemoryLog
 from shortlist.events.schema import Entity
 from shortlist.features.definitions import EventType, Feature, Impression
 from shortlist.features.table import FeatureTable
+from shortlist.framing.objective import Objective
 from shortlist.project import Project
 from shortlist.ranking.specs import Ensemble, LambdaMART, LogisticRegression
 from shortlist.report import as_document, notes
 from shortlist.retrieval.specs import Popular, TwoTower
 from shortlist.serving.batch import Nobody
 from shortlist.serving.recommend import load_champion
+from shortlist.slate.specs import RuleSpec, Seen
 from shortlist.training.dataset import past_requests, survey, write_dataset
 from shortlist.training.releases import Registry, Release
 from shortlist.training.train import Steps, TrainingError, chosen, learn, train
@@ -322,3 +324,31 @@ def test_where_impressions_are_logged_what_was_shown_judges(tmp_path: Path) -> N
     assert release.manifest.metrics["ndcg@10"] == judged["two_stage"]["ndcg@10"]["value"]
     assert replayed["popularity"]["ndcg@10"]["value"] != judged["popularity"]["ndcg@10"]["value"]
     assert judged["popularity"]["recall@10"] == replayed["popularity"]["recall@10"]
+
+
+def test_what_users_must_not_be_shown_is_not_learned_from_and_what_may_come_again_is(tmp_path: Path) -> None:
+    """Halfway everybody hides what those of other tastes watch most; then they go on watching."""
+    hide = EventType("hide", user, film)
+    told = taste_events(700)
+    pairs = [(f"u{who}", f"f{(who + 1) % 3}") for who in range(25)]
+    hidden = [{"kind": "hide", "at": told[300]["at"], "user": who, "film": what} for who, what in pairs]
+    of_pairs: list[Feature] = [pair.by(user, film).count().named(f"{pair.kind}_before") for pair in (watch, hide)]
+
+    def learned(weight: float, *slate: RuleSpec) -> dict[str, int]:
+        """Of the films that users hid or watched before, how many rows there are to learn from."""
+        objective = Objective("hours", {"watch": 1.0, "hide": weight})
+        declared = project(
+            events=[watch, hide, impression], features=of_pairs, objective=objective, sources=[Popular()], slate=slate
+        )
+        log = MemoryLog(declared.schemas)
+        for event in [*told[:301], *hidden, *told[301:]]:
+            assert log.append([event], received=event["at"]).accepted == 1
+        write_dataset(declared, log, tmp_path / "rows.parquet", 1, note)
+        table = pq.read_table(tmp_path / "rows.parquet")
+        return {name: int((table[f"{name}_before"].to_numpy() > 0).sum()) for name in ("watch", "hide")}
+
+    assert learned(-10.0) == {"watch": 0, "hide": 0}
+    indifferent = learned(0.0)
+    assert indifferent["watch"] == 0 < indifferent["hide"]
+    again = learned(-10.0, Seen(hide))
+    assert again["hide"] == 0 < again["watch"]

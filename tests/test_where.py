@@ -49,13 +49,14 @@ class World:
 
     def __init__(self, films: int = FILMS) -> None:
         self.log = MemoryLog([watch, user.schema, film.schema])
-        needed = [history, *retrieval_features([Popular()], labels, user, film)]
+        needed = [history, *retrieval_features([Popular()], labels, {watch: None}, user, film)]
         self.table = FeatureTable(FeatureSet(needed, [user, film]))
         self.log.subscribe(self.table.update)
         self.catalogue = Catalogue(self.table, "film")
         self.where = Where(self.catalogue)
-        seen = NotSeen(self.catalogue, "user", [feature.name for feature in seen_features(labels, user, film)])
-        self.filters: list[Filter] = [Available(self.catalogue), self.where, seen]
+        seen = {feature.name: limit for feature, limit in seen_features({watch: None}, user, film)}
+        not_seen = NotSeen(self.catalogue, "user", seen)
+        self.filters: list[Filter] = [Available(self.catalogue), self.where, not_seen]
         self.add(*(described(n) for n in range(films)))
 
     def add(self, *events: dict[str, Any]) -> None:

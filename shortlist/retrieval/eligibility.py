@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -89,17 +90,22 @@ class Where:
 class NotSeen:
     """Drops what the user has acted on before.
 
-    `features` name counts by user and item (`specs.seen_features`). They are state of the feature table, so they are
-    exact for any number of items, known as of the same log position as every other feature, and recovered with them.
+    `features` are those of `specs.seen_features` by name, each with how long an item counts as seen (ms): counts by
+    user and item where that is for good (None), else seconds since the latest event. They are state of the feature
+    table, so they are exact for any number of items, known as of the same log position as every other feature, and
+    recovered with them.
     """
 
     name = "not_seen"
 
-    def __init__(self, catalogue: Catalogue, user: str, features: Sequence[str]) -> None:
+    def __init__(self, catalogue: Catalogue, user: str, features: Mapping[str, int | None]) -> None:
         self.catalogue, self.user, self.features = catalogue, user, tuple(features)
+        limits = [math.inf if limit is None else limit / 1000 for limit in features.values()]
+        self._above = np.array([[0.0 if limit == math.inf else -1.0] for limit in limits])  # 0 s ago is seen, too
+        self._below = np.array([[limit] for limit in limits])
 
     def keep(self, query: Query, candidates: Candidates) -> Mask:
-        """True for what the user never acted on; everything, for an unknown user."""
+        """True for what the user never acted on, or not lately enough; everything, for an unknown user."""
         if query.user is None or not self.features or not len(candidates):
             return np.ones(len(candidates), np.bool_)
         ids = {
@@ -107,7 +113,8 @@ class NotSeen:
             self.catalogue.item: self.catalogue.hashes_of(candidates.items),
         }
         read = self.catalogue.table.read(ids, query.now, columns=self.features)
-        return np.asarray(~(read.values > 0).any(axis=0), np.bool_)
+        seen = (read.values > self._above) & (read.values < self._below)  # never is NaN seconds ago: neither
+        return np.asarray(~seen.any(axis=0), np.bool_)
 
 
 def allowed(query: Query) -> Mask | None:

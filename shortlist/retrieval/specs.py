@@ -187,29 +187,40 @@ def popularity_features(
     )
 
 
-def seen_features(labels: Labels | ObservedPositives, user: Entity, item: Entity) -> tuple[Aggregate, ...]:
-    """How often this user acted on this item, per kind of action, whatever its fields: seen is more than never.
+def seen_features(
+    seen: Mapping[EventSchema, int | None], user: Entity, item: Entity
+) -> tuple[tuple[Aggregate, int | None], ...]:
+    """What tells whether this user has seen this item, per kind of action, whatever its fields, and for how long (ms).
 
-    A pair's count is exact for every user, however much they have seen.
+    Where it is for good (None), how often: seen is more than never. Else how long ago, which is exact to the
+    millisecond where a count with a window is to its hop, and takes a tenth of its memory. Both hold for every user,
+    however much they have seen.
     """
-    return tuple(Stream(event).by(user, item).count().named(f"seen_{event.kind}") for event in labels.gains)
+    pairs = [(Stream(event).by(user, item), event.kind, limit) for event, limit in seen.items()]
+    return tuple(
+        (pair.count().named(f"seen_{kind}") if limit is None else pair.time_since().named(f"seen_{kind}_ago"), limit)
+        for pair, kind, limit in pairs
+    )
 
 
 def retrieval_features(
     sources: Sequence[SourceSpec],
     labels: Labels | ObservedPositives,
+    seen: Mapping[EventSchema, int | None],
     user: Entity,
     item: Entity,
     declared: Sequence[Feature] = (),
 ) -> tuple[Aggregate, ...]:
     """Every feature that retrieval needs beside those declared; compile them into the project's feature set.
 
+    `seen` are the kinds of events after which an item is not shown again, and for how long (`seen_features`).
     Popularity is always among them: it is the last resort.
     """
     half_lives = dict.fromkeys(s.half_life for s in (*sources, Popular()) if isinstance(s, Popular))
     popular = [f for half_life in half_lives for f, _ in popularity_features(labels, item, half_life)]
     without = (Popular, Fresh, FactorizationMachine)
     histories = [source.history for source in sources if not isinstance(source, without)]
-    wanted = {feature.name: feature for feature in (*seen_features(labels, user, item), *popular, *histories)}
+    filtering = [feature for feature, _ in seen_features(seen, user, item)]
+    wanted = {feature.name: feature for feature in (*filtering, *popular, *histories)}
     taken = {feature.name for feature in declared}
     return tuple(feature for name, feature in wanted.items() if name not in taken)

@@ -64,9 +64,9 @@ def load_champion(
 ) -> Champion:
     """The pipelines of a release over the live table. Raises ReleaseError, or what the loaders raise, when damaged.
 
-    The project's slate rules shape both; the caller's own items are never drawn (`slate.specs.Explore`). Evaluation
-    holds to exclusions and to nothing else of the slate: it measures what rankers know, and a pin or a draw would
-    hide it.
+    The project's slate rules shape both; the caller's own items are never drawn (`slate.specs.Explore`), and may have
+    been seen. Evaluation holds to exclusions, to what counts as seen, and to nothing else of the slate: it measures
+    what rankers know, and a pin or a draw would hide it.
     """
     manifest = release.manifest
     behind = Behind()

@@ -149,8 +149,9 @@ class Tally:
 class Crowd:
     """Some users of a world in front of a service.
 
-    `seen` are keys `user * all items + item` of what they opened before (`History.seen`): what the service's
-    seen-filter drops is not counted among the best either. `clock` gives now in ms UTC.
+    `seen` are keys `user * all items + item` of what they opened before (`History.seen`): it is not counted among the
+    best, because the service does not show it again. What they hid is, though the service does not show that either:
+    in this world it may be worth showing. `clock` gives now in ms UTC.
     """
 
     world: World

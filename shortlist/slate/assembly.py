@@ -13,9 +13,12 @@ from shortlist.pipeline.stages import Filter, Merger, Selector, Source
 from shortlist.slate.constraints import Capped, Fair
 from shortlist.slate.diversity import Determinantal, Embedding, LikenessOf, MarginalRelevance, Nearness, Overlap
 from shortlist.slate.selector import Arranged, Rules
-from shortlist.slate.specs import DPP, MMR, Boost, Cap, Exclude, Explore, Fairness, Pin, RuleSpec, names_of
+from shortlist.slate.specs import DPP, MMR, Boost, Cap, Exclude, Explore, Fairness, Pin, RuleSpec, Seen, names_of
 from shortlist.slate.targets import Chosen, Pinned, RuledOut, WithPinned
 from shortlist.slate.values import words_for
+
+FILTERS = (Exclude, Seen)
+"""Rules that say what may be shown at all: they are filters of retrieval."""
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +57,9 @@ def exclusions(rules: Sequence[RuleSpec], entities: Entities) -> tuple[Filter, .
 
 
 def load_slate(rules: Sequence[RuleSpec], entities: Entities, embeddings: Mapping[str, Embedding]) -> SlateStages:
-    """The stages of all rules but exclusions; without any, the selector that sorts by score."""
+    """The stages of all rules but those that are filters; without any, the selector that sorts by score."""
     ground = Ground(entities, embeddings)
-    named = [(name, rule) for name, rule in zip(names_of(rules), rules, strict=True) if not isinstance(rule, Exclude)]
+    named = [(name, rule) for name, rule in zip(names_of(rules), rules, strict=True) if not isinstance(rule, FILTERS)]
     for name, rule in named:
         add(rule, name, ground)
     for name, why in ground.rules.unused.items():

@@ -6,10 +6,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shortlist.events.schema import FieldType, value_type
-from shortlist.framing.problems import Problem, nearest
+from shortlist.events.schema import Entity, EventSchema, FieldType, value_type
+from shortlist.framing.problems import Problem, describe, nearest
 from shortlist.framing.values import is_count, is_duration, is_number
-from shortlist.slate.specs import DPP, MMR, Boost, Cap, Explore, Fairness, Pin, RuleSpec, Target, moment_ms, names_of
+from shortlist.slate.specs import (
+    DPP,
+    MMR,
+    Boost,
+    Cap,
+    Explore,
+    Fairness,
+    Pin,
+    RuleSpec,
+    Seen,
+    Target,
+    moment_ms,
+    names_of,
+)
 
 NUMERIC = ("int", "float", "bool")
 COMPARISONS = ("==", "!=", "<", "<=", ">", ">=", "in")
@@ -20,11 +33,16 @@ EXAMPLE = 'expected a rule, such as Cap("creator", 2)'
 
 @dataclass(frozen=True)
 class Declared:
-    """What rules may name: attributes of the item, sources, and those of the sources that have item vectors."""
+    """What rules may name: attributes of the item, sources, those of the sources that have item vectors, and events.
+
+    `keys` are the user and the item.
+    """
 
     attributes: Mapping[str, FieldType]
     sources: Sequence[str]
     embedding: Sequence[str]
+    events: Sequence[EventSchema]
+    keys: Sequence[Entity]
     place: str
 
     def problem(self, found: str, expected: str) -> Problem:
@@ -51,6 +69,10 @@ def slate_problems(rules: Any, declared: Declared) -> Iterator[Problem]:
         named = [name for name, rule in zip(names_of(sound), sound, strict=True) if isinstance(rule, kinds)]
         if len(named) > 1:
             yield declared.problem(f"the slate has several rules of {what}: {', '.join(named)}", "keep one of them")
+    seen = [rule for rule in sound if isinstance(rule, Seen)]
+    some = [rule for rule in seen if rule.events]
+    if some and len(some) < len(seen):
+        yield declared.problem(f"Seen() stands beside {some[0]!r}", "keep one of them: it says that nothing is seen")
 
 
 def _of_rule(rule: RuleSpec, declared: Declared) -> Iterator[Problem]:
@@ -60,6 +82,8 @@ def _of_rule(rule: RuleSpec, declared: Declared) -> Iterator[Problem]:
         yield from _of_diversity(rule, declared)
     elif isinstance(rule, Explore):
         yield from _of_exploration(rule, declared)
+    elif isinstance(rule, Seen):
+        yield from _of_seen(rule, declared)
     else:
         yield from _of_attribute(type(rule).__name__, rule.attribute, declared)
     if isinstance(rule, Cap):
@@ -108,6 +132,29 @@ def _of_exploration(rule: Explore, declared: Declared) -> Iterator[Problem]:
     if rule.temperature is not None and not (is_number(rule.temperature) and rule.temperature > 0):
         expected = "expected a number above 0, or None to draw evenly"
         yield declared.problem(f"Explore.temperature is {rule.temperature!r}", expected)
+
+
+def _of_seen(rule: Seen, declared: Declared) -> Iterator[Problem]:
+    events: Any = rule.events
+    for event in events:
+        if not isinstance(event, EventSchema):
+            expected = "expected event types, such as Seen(watch, hide): the objects themselves"
+            yield declared.problem(f"Seen names {describe(event)}", expected)
+            continue
+        if all(other is not event for other in declared.events):
+            hint = f"add it to `events`; {nearest(event.kind, [other.kind for other in declared.events])}"
+            yield declared.problem(f"Seen names {event.kind!r}, which is not among the project's events", hint)
+        missing = [entity.name for entity in declared.keys if entity not in event.keys]
+        if missing:
+            found = f"Seen names {event.kind!r}, which has no {' and no '.join(missing)}"
+            yield declared.problem(found, "expected an event of a user and an item")
+        if event.kind == "impression":  # it precedes every action: of the past asked again nothing would be left
+            expected = "expected what users do with items; rankers learn from features what was shown and left"
+            yield declared.problem("Seen names 'impression', which is what was shown", expected)
+    if rule.within is not None and not is_duration(rule.within):
+        yield declared.problem(f"Seen.within is {rule.within!r}", "expected a duration, such as '30d'")
+    elif rule.within is not None and not events:
+        yield declared.problem(f"{rule!r} names no event", "expected one, such as Seen(watch, within='30d')")
 
 
 def _of_shares(rule: Fairness, declared: Declared) -> Iterator[Problem]:

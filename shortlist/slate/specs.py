@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from shortlist.events.schema import EventSchema
+
 Where = tuple[str, str, Any]
 """An attribute of the item, a comparison, a value: `("genres", "==", "Drama")`; of a list any value may compare.
 
@@ -89,6 +91,30 @@ class Exclude(Target):
     """Items that are never shown: not from a source, not from the last resort, not of the caller's own."""
 
 
+@dataclass(frozen=True, init=False, repr=False)
+class Seen:
+    """An item is not shown to a user who did any of these with it: `Seen(watch, hide)`.
+
+    It holds for every source, the last resort and pins, for good or only `within` a duration after the latest such
+    event: `Seen(listen, within="30d")`. Several lines add up; of two that name the same event the longer one holds.
+    `Seen()` alone says that everything may come again. A project without any counts the events of its labels, and those
+    that its objective weighs below zero (`Project.seen`).
+    """
+
+    events: tuple[EventSchema, ...]
+    within: str | None
+
+    def __init__(self, *events: EventSchema, within: str | None = None) -> None:
+        object.__setattr__(self, "events", events)
+        object.__setattr__(self, "within", within)
+
+    def __repr__(self) -> str:
+        # a batch is compared by its rules: events go by their kinds, not by the lines where they are declared
+        kinds = [str(getattr(event, "kind", event)) for event in self.events]
+        within = [] if self.within is None else [f"within={self.within!r}"]
+        return f"Seen({', '.join([*kinds, *within])})"
+
+
 @dataclass(frozen=True)
 class Boost(Target):
     """Multiplies the relevance of items; a factor below 1 holds them back."""
@@ -124,7 +150,7 @@ class Explore:
     most: int = 100
 
 
-RuleSpec = MMR | DPP | Cap | Fairness | Exclude | Boost | Pin | Explore
+RuleSpec = MMR | DPP | Cap | Fairness | Exclude | Seen | Boost | Pin | Explore
 
 
 def names_of(rules: Sequence[RuleSpec]) -> list[str]:
@@ -142,6 +168,8 @@ def _subject(rule: RuleSpec) -> list[str]:
         return ["items"] if rule.where is None else [rule.where[0]]
     if isinstance(rule, Cap | Fairness):
         return [rule.attribute]
+    if isinstance(rule, Seen):
+        return [event.kind for event in rule.events]
     return [rule.by] if isinstance(rule, MMR | DPP) else []
 
 

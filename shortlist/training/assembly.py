@@ -166,7 +166,7 @@ def load_retrieval(
     if missing:
         raise KeyError(f"the release has the sources {missing}, which project {project.name!r} does not declare")
     catalogue, asker = Catalogue(table, project.item.name), Asker(table, project.user.name)
-    seen = [feature.name for feature in seen_features(project.labels, project.user, project.item)]
+    seen = {feature.name: limit for feature, limit in seen_features(project.seen, project.user, project.item)}
     where = Where(catalogue)
     filters: tuple[Filter, ...] = (
         Available(catalogue),
