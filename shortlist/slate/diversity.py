@@ -76,9 +76,7 @@ class _Diverse:
     """The candidates that compete: the `among` most relevant, and what is pinned. Others count by relevance alone."""
 
     def __init__(self, draft: Draft, among: int) -> None:
-        counted = draft.rated & proposed(
-            draft.candidates
-        )  # what a pin names takes nobody's room and stretches no scale
+        counted = draft.rated & proposed(draft.candidates)  # what a pin names takes no room and stretches no scale
         compete = draft.rated & (np.cumsum(counted) <= among)
         ends = compete & counted
         compete[draft.slate[draft.slate >= 0]] = True
