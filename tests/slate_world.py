@@ -22,6 +22,7 @@ from shortlist.slate.assembly import load_slate
 from shortlist.slate.diversity import Vectors
 from shortlist.slate.selector import Arranged
 from shortlist.slate.specs import RuleSpec
+from shortlist.slate.targets import ADDED
 
 film = Entity("film", creator=str, genres=list[str], year=int, adult=bool)
 NOW = 1_700_000_000_000
@@ -63,10 +64,15 @@ class Shelf:
         self.stages = load_slate(self.rules, self.entities, sources)
 
     def decide(self, scores: Sequence[float], k: int, **rest: Any) -> Decision:
-        """The decision on the first films with these scores; `ranks` are their ranks in the source "fresh"."""
+        """The decision on the first films with these scores.
+
+        `ranks` are their ranks in the source "fresh"; the last film is `added` where only a pin proposes it.
+        """
         columns = {"score": np.array(scores, float)}
         if "ranks" in rest:
             columns["fresh_rank"] = np.array(rest.pop("ranks"), float)
+        if rest.pop("added", False):
+            columns[ADDED] = np.array([math.nan] * (len(scores) - 1) + [1.0])
         query = ask(k, **rest)
         items = np.arange(len(scores), dtype=np.int32)
         own = None if query.items is None else np.arange(len(scores), dtype=np.int32)

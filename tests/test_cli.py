@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 import pyarrow.parquet as pq
 import pytest
 
 from shortlist.cli import commands, main
+from shortlist.cli.explaining import done
 
 
 @pytest.fixture(scope="module")
@@ -265,6 +268,50 @@ def test_recommend_answers_for_anybody(shelf: Path, capsys: pytest.CaptureFixtur
     assert answers[0] != answers[1]
     assert main(["recommend", "ada", "-k", "100", "--explain", "-p", str(shelf)]) == 0
     assert "popular_rank" in printed(capsys)
+
+
+def test_an_explanation_tells_people_what_filters_and_rules_did(
+    shelf: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    declared = shelf / "project.py"
+    plain = declared.read_text()
+    rules = 'Pin(items=["dune"], at=2), Boost(1.3, items=["emma", "dune"]), Cap("author", 1), Explore(2)'
+    ruled = plain.replace("    rankers=[", f"    slate=[{rules}],\n    rankers=[")
+    try:
+        declared.write_text(ruled.replace("import (", "import (\n    Boost, Cap, Explore, Pin,", 1))
+        assert main(["recommend", "ada", "-k", "5", "--explain", "-p", str(shelf)]) == 0
+    finally:
+        declared.write_text(plain)
+    said = [" ".join(line.split()) for line in printed(capsys).splitlines()]
+    assert said[0].startswith("item title why p(")
+    assert any(line.startswith("2 dune Dune") for line in said)
+    steps = said[said.index("step what it did") :]
+    assert any(line.startswith("sources proposed: popular 16, two_tower 16") for line in steps)
+    assert any(line.startswith("filters dropped: available 0,") for line in steps)
+    assert "pin_items at place 2" in steps
+    assert any(re.fullmatch(r"boost_items [12] candidates? boosted", line) for line in steps)
+    assert any(line.startswith("cap_author changed ") for line in steps)
+    (drawn,) = (line for line in steps if line.startswith("explore drawn: place 4 (probability 0."))
+    assert re.search(r"place 5 \(probability 0\.\d+\), among \d+ candidates$", drawn)
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"unused": "no vectors"}, "not used: no vectors"),
+        ({"boosted": 1}, "1 candidate boosted"),
+        ({"places": [2, 3]}, "at place 2, 3"),
+        ({"places": []}, "at no place"),
+        ({"places": [], "among": 0}, "nothing to draw"),
+        ({"places": [2], "among": 1}, "drawn: place 2 (probability 0.25), among 1 candidate"),
+        ({"moved": 0, "waived": 2}, "changed nothing; could not hold at 2 places"),
+        ({"moved": 1, "waived": 0, "short": {"own": 0.031}}, "changed 1 place; own lacks 3.1% of the exposure"),
+    ],
+    ids=str,
+)
+def test_what_a_rule_did_in_words(told: dict[str, Any], words: str) -> None:
+    assert "; ".join(done(told, [1.0, 0.25])) == words
 
 
 def test_recommend_all_writes_everybody_and_goes_on(

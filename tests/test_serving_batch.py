@@ -19,7 +19,8 @@ from shortlist.pipeline.candidates import Candidates, Column
 from shortlist.pipeline.query import Query
 from shortlist.pipeline.runner import Pipeline
 from shortlist.serving.batch import DESCRIPTION, LOCK, Batch, BatchError, Format, Written, present, write_batch
-from shortlist.slate.specs import Cap, RuleSpec, Seen
+from shortlist.slate.selector import Arranged, Rules
+from shortlist.slate.specs import Cap, Explore, RuleSpec, Seen
 from shortlist.training.releases import Registry
 from tests.serving_world import FILMS, USERS, fill, project, publish, running, settings_of, watch
 
@@ -138,6 +139,23 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(ready: Ready, tmp_
     ready.write(tmp_path / "whole", now=moment)
     assert rows_in(tmp_path / "slates") == rows_in(tmp_path / "whole")
     assert ready.write(tmp_path / "slates").computed == 0
+
+
+def test_each_batch_draws_anew_and_one_that_goes_on_draws_the_same(ready: Ready, tmp_path: Path) -> None:
+    exploring = replace(ready.pipeline, selector=Arranged(Rules(explore=Explore(2))))
+    moment = int(time.time() * 1000) - 3_600_000
+    for name, now in (("first", moment), ("next", moment + 1)):
+        ready.write(tmp_path / name, exploring, now=now)
+    first, following = rows_in(tmp_path / "first"), rows_in(tmp_path / "next")
+    assert [row["items"][:8] for row in first] == [row["items"][:8] for row in following]
+    again = sum(row["items"][8:] == other["items"][8:] for row, other in zip(first, following, strict=True))
+    assert again < USERS / 4
+    assert all(0 < propensity < 1 for row in first for propensity in row["propensities"][8:])
+    stopped = replace(exploring, scorer=Interrupted(exploring, after=PART + 3))
+    with pytest.raises(KeyboardInterrupt):
+        ready.write(tmp_path / "resumed", stopped, now=moment)
+    assert ready.write(tmp_path / "resumed", exploring, now=moment + 1).resumed_parts == 1
+    assert rows_in(tmp_path / "resumed") == first
 
 
 def test_what_does_not_continue_begins_anew_and_says_why(tmp_path: Path) -> None:

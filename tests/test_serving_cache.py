@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,12 @@ from shortlist.events.sqlite import SqliteLog
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Deadline, Query, Slate
 from shortlist.serving.cache import AnswerCache
+from shortlist.serving.impressions import Impressions
 from shortlist.serving.limits import Limits
+from shortlist.serving.running import Running
 from shortlist.serving.service import Service
+from shortlist.slate.specs import Explore
+from tests import slate_world as slates
 from tests.serving_world import fill, project, publish, running, settings_of
 
 pytestmark = pytest.mark.usefixtures("wherever")
@@ -135,6 +139,54 @@ def test_an_event_about_a_user_drops_the_answers_of_that_user_only(shelf: Shelf,
     shelf.ask("bob", "a")
     shelf.tell(user="ann", **event)
     assert [shelf.ask("ann", "b"), shelf.ask("ann", "b", k=3), shelf.ask("bob", "b")] == [("b",), ("b",), ("a",)]
+
+
+def explored(query: Query, rules: slates.Shelf, films: int) -> tuple[Slate, Candidates]:
+    """A slate of two films, the second of which is drawn from all but the first."""
+    decision = rules.decide([float(films), *[1.0] * (films - 1)], 2, request=query.request)
+    shown = decision.order[:2]
+    names = tuple(f"film-{one}" for one in shown)
+    slate = Slate(query.request, names, (1.0, 1.0), tuple(decision.propensities.tolist()))
+    return slate, Candidates(shown.astype(np.int32))
+
+
+def test_a_draw_that_is_given_again_has_no_propensity(shelf: Shelf) -> None:
+    rules, query = slates.Shelf([Explore(1)], slates.films([{}] * 5)), question("ann")
+    assert shelf.cache.find("r1", query) is None
+    slate, shown = explored(query, rules, films=5)
+    assert slate.propensities == (1.0, 0.25)
+    shelf.cache.observe(query, slate, shown)
+    for _ in range(2):
+        kept = shelf.cache.find("r1", question("ann"))
+        assert kept is not None
+        assert (kept[0].items, kept[0].propensities) == (slate.items, (1.0, None))
+
+
+def test_inverse_propensities_of_what_is_logged_are_unbiased_although_draws_are_shown_again() -> None:
+    """Everybody asks until a click drops the answer; drawn films that nobody clicks are shown most often."""
+    clicked, shelf = np.linspace(0.05, 0.75, 8), Shelf(most=10_000)
+    rules, films = slates.Shelf([Explore(1)], slates.films([{}] * 9)), 9
+    writer = Impressions(shelf.log, "user", "film", "f" * 64, 0.0, lambda *_: None)
+    chance, estimates = np.random.default_rng(3), [list[float]() for _ in clicked]
+    for number in range(8_000):
+        query = question(f"user-{number % 400}", request=f"visit-{number}")
+        kept = shelf.cache.find("r1", query)
+        slate, shown = kept or explored(query, rules, films)
+        if kept is None:
+            shelf.cache.observe(query, slate, shown)
+        row = writer.events(query, slate, shown)[1]
+        which = int(row["film"].removeprefix("film-")) - 1
+        click = chance.random() < clicked[which]
+        if row["propensity"] is not None:
+            for one, found in enumerate(estimates):
+                found.append(click / row["propensity"] if one == which else 0.0)
+        if click:
+            shelf.tell(kind="watch", user=query.user, film=row["film"])
+    assert shelf.counts["hit"] > 4_000
+    for truth, found in zip(clicked, estimates, strict=True):
+        assert abs(np.mean(found) - truth) < 4 * np.std(found) / np.sqrt(len(found))
+    whole = np.mean(estimates, axis=0)  # of the policy that draws
+    assert abs(whole.mean() - clicked.mean()) < 4 * whole.std() / np.sqrt(len(whole))
 
 
 def test_an_event_of_the_catalogue_drops_everything(shelf: Shelf) -> None:
@@ -271,6 +323,30 @@ def test_every_answer_is_logged_vectors_only_where_they_were_read(client: httpx.
     rows = [row for batch in log.scan() for row in batch.table.to_pylist() if row["impression.request"] in asked]
     assert Counter(row["impression.request"] for row in rows) == dict.fromkeys(asked, 4)
     assert {row["impression.request"] for row in rows if row["impression.vector"] is not None} == {asked[0]}
+
+
+def test_what_was_drawn_is_logged_with_its_propensity_once(tmp_path: Path) -> None:
+    fill(tmp_path)
+    publish(tmp_path)
+    settings = settings_of(tmp_path, cache_seconds=DAY, deadline_ms=10_000.0)
+    exploring = replace(project(), slate=[Explore(2)])
+    with Running(exploring, settings, Limits(watch_seconds=0.05)) as server:
+        server.wait_ready()
+        with httpx.Client(base_url=server.url) as client:
+            first, second = ask(client, user="user-9", k=6), ask(client, user="user-9", k=6)
+    assert first["items"] == second["items"]
+    assert first["propensities"][:4] == [1.0] * 4
+    assert all(0 < propensity < 1 for propensity in first["propensities"][4:])
+    assert second["propensities"] == [1.0] * 4 + [None] * 2
+    log = SqliteLog(settings.place("log"), project().schemas, read_only=True)
+    rows = [row for batch in log.scan() for row in batch.table.to_pylist()]
+    for answer in (first, second):
+        said = {
+            row["impression.position"]: row["impression.propensity"]
+            for row in rows
+            if row["impression.request"] == answer["request"]
+        }
+        assert [said[place] for place in range(1, 7)] == answer["propensities"]
 
 
 def test_what_was_watched_is_gone_from_the_next_answer(client: httpx.Client) -> None:

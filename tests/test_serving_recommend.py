@@ -272,6 +272,9 @@ def test_every_route_is_described_and_every_reference_is_there(client: httpx.Cli
         assert reference.split('"')[0] in api["components"]["schemas"]
     assert set(api["components"]["schemas"]["Context"]["properties"]) == {"device", "minutes"}
     assert {"Event_watch", "Event_film", "Event_impression"} <= set(api["components"]["schemas"])
+    answer = api["components"]["schemas"]["SlateAnswer"]
+    assert "propensities" not in answer["required"]
+    assert "null where it was drawn for an earlier answer" in answer["properties"]["propensities"]["description"]
     for path, methods in api["paths"].items():
         for method, operation in methods.items():
             body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})

@@ -16,8 +16,9 @@ from shortlist.pipeline.candidates import NOTHING, Candidates
 from shortlist.simulation.behaviour import DAY_MS
 from shortlist.slate.assembly import exclusions
 from shortlist.slate.constraints import exposures
-from shortlist.slate.specs import MMR, Boost, Cap, Exclude, Explore, Fairness, Pin, RuleSpec, names_of
-from shortlist.slate.targets import Pinned, WithPinned
+from shortlist.slate.draft import scaled
+from shortlist.slate.specs import DPP, MMR, Boost, Cap, Exclude, Explore, Fairness, Pin, RuleSpec, names_of
+from shortlist.slate.targets import ADDED, Pinned, WithPinned, proposed
 from tests.slate_world import NOW, Shelf, ask, films
 
 nan = float("nan")
@@ -192,6 +193,51 @@ def test_boosts_multiply_relevance_whatever_the_scale_of_the_scores() -> None:
     assert alike.account == {"boost_items": {"boosted": 1}}
 
 
+def test_the_worst_candidate_stays_the_worst_whatever_its_factor() -> None:
+    assert Shelf([Boost(100.0, items=("f2",))], films(BY)).slate([3.0, 2.0, 1.0], 3) == [0, 1, 2]
+    assert Shelf([Boost(100.0, items=("f1",))], films(BY)).slate([3.0, 2.0], 2, items=("f0", "f1")) == [0, 1]
+
+
+@pytest.mark.parametrize("far", [-1e6, 1e6, 2.0, nan])
+@pytest.mark.parametrize(
+    "rules",
+    [
+        [Boost(1.4, items=("f2", "f5"))],
+        [Explore(2, temperature=0.2)],
+        [MMR("towers", 0.5), Boost(3.0, items=("f8",))],
+        [DPP("towers", 0.5, among=4)],
+    ],
+    ids=lambda rules: type(rules[0]).__name__,
+)
+def test_what_only_a_pin_proposes_changes_nothing_for_the_others(rules: list[RuleSpec], far: float) -> None:
+    entities = films([{}] * 9)
+    for seed in range(30):
+        numbers = np.random.default_rng(seed)
+        vectors, scores = numbers.normal(size=(9, 2)).astype(np.float32), numbers.normal(size=8).tolist()
+        vectors[8] = 0  # it is like nothing
+        alone = Shelf(rules, entities, vectors).decide(scores, 4, request=f"r{seed}")
+        pinned = Shelf([Pin(items=("f8",)), *rules], entities, vectors)
+        beside = pinned.decide([*scores, far], 5, request=f"r{seed}", added=True)
+        assert beside.order[:5].tolist() == [8, *alone.order[:4].tolist()]
+        assert beside.propensities.tolist() == [1.0, *alone.propensities.tolist()]
+
+
+def test_what_lies_beyond_a_scale_gets_its_nearer_end() -> None:
+    ends = np.array([False, True, True, True, False])
+    assert scaled(np.array([-9.0, 1.0, 2.0, 3.0, 9.0]), ends).tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
+
+
+def test_where_nothing_but_what_is_pinned_is_there_its_own_scores_are_the_scale() -> None:
+    shelf = Shelf([Pin(items=("f0",), at=9), Boost(0.5, items=("f0",))], films(BY))
+    assert shelf.slate([3.0], 1, added=True) == [0]
+    items = np.arange(3, dtype=np.int32)
+    added = Candidates(items, {"score": np.array([3.0, 2.0, 1.0]), ADDED: np.ones(3)})
+    held_back = Shelf([Boost(0.4, items=("f0",))], films(BY)).stages.selector
+    assert held_back.arrange(ask(3), added).tolist() == [1, 0, 2]  # .4 of 1 is less than the .5 of what is between
+    alike = Candidates(items, {"score": np.array([2.0, 2.0, 1.0]), ADDED: np.array([nan, nan, 1.0])})
+    assert held_back.arrange(ask(3), alike).tolist() == [1, 0, 2]  # what is pinned is worse than what is all the same
+
+
 def test_pins_take_their_places_and_what_is_missing_leaves_no_gap() -> None:
     def slate(*pins: Pin, k: int = 4) -> list[int]:
         return Shelf(pins, films(BY)).slate(falling(7), k)
@@ -244,6 +290,7 @@ def test_what_is_pinned_by_name_is_proposed_and_gets_room_beside_a_full_list() -
     merged = merger.merge(ask(3), {"a": NOTHING, Pinned.name: found})
     assert merged.items.tolist() == [0, 1, 2, 5]
     assert np.isnan(merged.columns["a_rank"][-1])
+    assert proposed(merged).tolist() == [True, True, True, False]
     assert merger.merge(ask(3), {"a": NOTHING}).items.tolist() == [0, 1, 2]
     plain = Ten()
     assert Shelf([Pin(where=("year", ">", 1))], films(BY)).stages.merging(plain) is plain

@@ -72,9 +72,19 @@ def test_a_slate_follows_every_rule_and_is_logged_with_its_propensities(client: 
         said = [row["impression.propensity"] for row in rows]
         assert said[:8] == [1.0] * 8
         assert all(0 < propensity < 1 for propensity in said[8:])
+        assert slate["propensities"] == said
         drawn.add(tuple(shown[8:]))
         assert slate["degraded"] == []
     assert len(drawn) > 5
+
+
+def test_who_logs_for_itself_is_told_the_propensities_where_anything_was_drawn(client: httpx.Client) -> None:
+    unlogged = ask(client, user="user-4", k=5, log=False)
+    assert unlogged["propensities"][:3] == [1.0] * 3
+    assert all(0 < propensity < 1 for propensity in unlogged["propensities"][3:])
+    assert "propensities" not in ask(client, user="user-4", k=1)  # the first place is never drawn
+    assert "propensities" not in ask(client, "/rank", user="user-4", items=["film-0", "film-5"])
+    assert "propensities" not in ask(client, user="user-4", where={"genres": ["of no film"]})
 
 
 def test_exclusions_hold_for_the_last_resort_and_pins_do_not_break_them(client: httpx.Client) -> None:
@@ -142,6 +152,7 @@ def test_an_explanation_says_what_each_rule_did(client: httpx.Client) -> None:
     assert explanation["filters"]["exclude_items"]["dropped"] == 0  # its time is over
     assert explanation["sources"]["pinned"]["first"] == ["film-199", "film-3"]
     assert all("pinned_rank" not in item["columns"] for item in explanation["items"])  # it is beside the merged list
+    assert [item["columns"]["pinned"] for item in explanation["items"]] == [None, 1.0, *[None] * 8]
     ranked = ask(client, "/rank", items=["film-0", "film-30", "film-5"], k=2, explain=True)["explanation"]["slate"]
     assert ranked["explore"] == {"places": [], "among": 0}
 

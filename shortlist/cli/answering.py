@@ -14,6 +14,7 @@ import click
 
 from shortlist.child import ask
 from shortlist.cli.console import Workplace, open_workplace, print_json, say, takes_json, takes_project
+from shortlist.cli.explaining import actions_of, chances, describe, steps
 from shortlist.terminal import print_table, progress
 
 if TYPE_CHECKING:
@@ -82,18 +83,19 @@ def recommend_one(workplace: Workplace, user: str, k: int, explain: bool, as_jso
     from shortlist.titles import titles
 
     named = titles(workplace.log(), workplace.project.item)
-    made_of = {row["item"]: row["columns"] for row in (answer.get("explanation") or {}).get("items", [])}
-    rows = [
-        (
-            f"{place}",
-            item,
-            named.get(item, ""),
-            describe(made_of.get(item, {})),
-            "-" if score is None else f"{score:.4f}",
-        )
-        for place, (item, score) in enumerate(((shown["item"], shown["score"]) for shown in answer["items"]), start=1)
-    ]
-    print_table(("", "item", "title", "why" if explain else "", "score"), rows, text=4)
+    rows = [[f"{place}", shown["item"], named.get(shown["item"], "")] for place, shown in enumerate(answer["items"], 1)]
+    columns = ["", "item", "title"]
+    if explain:
+        actions = actions_of(answer["explanation"])
+        columns += ["why", *(f"p({action})" for action in actions)]
+        for row, made in zip(rows, answer["explanation"]["items"], strict=True):
+            row += [describe(made["columns"]), *chances(made, actions)]
+    for row, shown in zip(rows, answer["items"], strict=True):
+        row.append("-" if shown["score"] is None else f"{shown['score']:.4f}")
+    print_table([*columns, "score"], rows, text=4 if explain else 3)
+    if explain:
+        click.echo()
+        print_table(("step", "what it did"), steps(answer), text=2)
     if answer["degraded"]:
         say(f"degraded: {', '.join(answer['degraded'])}")
     return 0
@@ -131,15 +133,6 @@ def recommend_all(workplace: Workplace, k: int, out: Path, form: Format, as_json
     for stage, count in written.degraded.items():
         say(f"{click.style('failed', fg='red')}: {stage}, for {count:,} users; their slates are without it")
     return 1 if written.degraded else 0
-
-
-def describe(columns: dict[str, float | None]) -> str:
-    """An item's columns in one line."""
-    return " ".join(
-        f"{name}={value:.3g}"
-        for name, value in columns.items()
-        if value is not None and name not in ("score", "log_position")
-    )
 
 
 @contextmanager

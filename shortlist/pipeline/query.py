@@ -63,14 +63,15 @@ class Slate:
     """The answer: item ids in order with their scores, and how they came about.
 
     `degraded` names the stages that were skipped or replaced by defaults. `propensities` are the probabilities with
-    which the policy put each item at its position (1 where it is deterministic). `path` and `events` say what was known
-    of who asked, where a query hydrator learned it.
+    which the policy put each item at its position: 1 where it is deterministic, None where the item was drawn for an
+    earlier request and is shown again. `path` and `events` say what was known of who asked, where a query hydrator
+    learned it.
     """
 
     request: str
     items: tuple[str, ...]
     scores: tuple[float, ...]
-    propensities: tuple[float, ...] = ()
+    propensities: tuple[float | None, ...] = ()
     release: str = ""
     arm: str = ""
     degraded: tuple[str, ...] = ()

@@ -319,8 +319,9 @@ def slate_answer(slate: Slate) -> SlateAnswer:
     items = list(map(Ranked, slate.items, slate.scores))
     explanation = None if slate.explanation is None else dict(slate.explanation)
     path = slate.path or POPULAR  # where there was no time to learn it, there was none for more than the last resort
-    degraded = list(slate.degraded)
-    return SlateAnswer(slate.request, slate.release, items, degraded, path, slate.events, explanation)
+    degraded, said = list(slate.degraded), slate.propensities
+    propensities = None if said.count(1.0) == len(said) else list(said)  # most answers hold no draw: they stay small
+    return SlateAnswer(slate.request, slate.release, items, degraded, path, slate.events, propensities, explanation)
 
 
 def plain(value: float) -> float | None:

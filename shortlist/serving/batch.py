@@ -147,9 +147,12 @@ def write_batch(
 
 
 def question(batch: Batch, user: str) -> Query:
-    """What serving would be asked for this user; without a deadline no stage is left out."""
+    """What serving would be asked for this user; without a deadline no stage is left out.
+
+    The request's id is what draws hang on: the batch's moment in it makes those of the next batch others.
+    """
     known = {UNLOGGED: True}
-    return Query(user, batch.k, batch.now, f"batch-{user}", Deadline(math.inf), known=known)
+    return Query(user, batch.k, batch.now, f"batch-{batch.now}-{user}", Deadline(math.inf), known=known)
 
 
 def row_of(user: str, slate: Slate) -> dict[str, Any]:

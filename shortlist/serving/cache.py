@@ -4,7 +4,8 @@ An event that names a user drops the answers of that user, one of the catalogue 
 own. An event invalidates before its append is answered, so whoever was told that it is stored gets an answer that knows
 it; an answer that was being computed meanwhile is not kept. Impressions count as no event here: each answer makes some,
 and what they change shows when the answer is too old. What is cached is a slate and the candidates it shows, because
-every answer is logged as impressions of its own request.
+every answer is logged as impressions of its own request. A draw is logged with its propensity once, where it was made:
+how often it is shown again depends on what the user does with it, so that propensities of repeats would lie.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ Key = tuple[str | None, Hashable]
 
 @dataclass(frozen=True)
 class Kept:
-    """An answer, and until when (seconds of the cache's clock) it is given again."""
+    """An answer as it is given again, and until when (seconds of the cache's clock)."""
 
     slate: Slate
     shown: Candidates
@@ -107,7 +108,7 @@ class AnswerCache:
             if ticket.spoiled or slate.degraded:
                 return
             self._drop(ticket.key)
-            self._kept[ticket.key] = Kept(slate, shown, ticket.until)
+            self._kept[ticket.key] = Kept(again(slate), shown, ticket.until)
             self._of_user.setdefault(ticket.key[0], set()).add(ticket.key)
             while len(self._kept) > self.most:
                 self._drop(next(iter(self._kept)))
@@ -152,6 +153,12 @@ class AnswerCache:
         keys.discard(key)
         if not keys:
             del self._of_user[key[0]]
+
+
+def again(slate: Slate) -> Slate:
+    """A slate as another request gets it: nothing was drawn for that one, and what was has no propensity."""
+    said = tuple(propensity if propensity == 1.0 else None for propensity in slate.propensities)
+    return replace(slate, propensities=said)
 
 
 def key_of(release: str, query: Query) -> Key:

@@ -86,6 +86,13 @@ class SlateAnswer(msgspec.Struct, omit_defaults=True):
     degraded: list[str]
     path: Annotated[str, Meta(pattern="^(popular|content|history)$")]
     events: int
+    propensities: Annotated[
+        list[float | None] | None,
+        Meta(
+            description="Only where a slate rule draws: the probability of each item at its place, in the order of the "
+            "items; 1 where nothing was drawn, null where it was drawn for an earlier answer, which is given again."
+        ),
+    ] = None
     explanation: dict[str, Any] | None = None
 
 

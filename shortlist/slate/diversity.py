@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from shortlist.features.entities import Entities
 from shortlist.pipeline.candidates import Column
 from shortlist.pipeline.stages import Stage
-from shortlist.slate.draft import Draft, Indexes
+from shortlist.slate.draft import Draft, Indexes, scaled
+from shortlist.slate.targets import proposed
 from shortlist.slate.values import Items, Mask, values_of
 
 Vectors = NDArray[np.float32]
@@ -75,13 +76,13 @@ class _Diverse:
     """The candidates that compete: the `among` most relevant, and what is pinned. Others count by relevance alone."""
 
     def __init__(self, draft: Draft, among: int) -> None:
-        compete = draft.rated & (np.cumsum(draft.rated) <= among)
+        counted = draft.rated & proposed(draft.candidates)  # what a pin names takes no room and stretches no scale
+        compete = draft.rated & (np.cumsum(counted) <= among)
+        ends = compete & counted
         compete[draft.slate[draft.slate >= 0]] = True
         self.window: Indexes = np.flatnonzero(compete)
         self.items = draft.candidates.items[self.window]
-        relevance = draft.relevance[self.window]
-        low, high = (relevance.min(), relevance.max()) if len(relevance) else (0.0, 0.0)
-        self.relevance: Column = (relevance - low) / (high - low) if high > low else np.ones(len(relevance))
+        self.relevance = scaled(draft.relevance[self.window], ends[self.window])
 
     def row(self, candidate: int) -> int | None:
         """Where in the window a candidate stands; None where it does not compete."""

@@ -40,6 +40,17 @@ class Draft:
         return places[: len(places) - self.drawn]
 
 
+def scaled(values: Column, ends: Mask) -> Column:
+    """Values on a scale from 0 to 1; its ends are the least and the greatest of those chosen, or of all where none is.
+
+    What lies beyond gets the nearer end. Where both ends are the same, they are 1.
+    """
+    chosen = values[ends] if ends.any() else values
+    low, high = (chosen.min(), chosen.max()) if len(chosen) else (0.0, 0.0)
+    within: Column = (values.clip(low, high) - low) / (high - low) if high > low else (values >= low).astype(np.float64)
+    return within
+
+
 class Objective(Protocol):
     """What each place is given to."""
 

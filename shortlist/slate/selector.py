@@ -19,10 +19,10 @@ from shortlist.pipeline.query import Query
 from shortlist.pipeline.runner import ByScore
 from shortlist.pipeline.stages import Decision
 from shortlist.slate.constraints import Capped, Fair
-from shortlist.slate.draft import Constraint, Draft, Indexes, MostRelevant, Objective
+from shortlist.slate.draft import Constraint, Draft, Indexes, MostRelevant, Objective, scaled
 from shortlist.slate.exploration import draw, parts_of, pool_of
 from shortlist.slate.specs import Explore
-from shortlist.slate.targets import Chosen
+from shortlist.slate.targets import ADDED, Chosen, proposed
 from shortlist.slate.values import Mask
 
 
@@ -75,7 +75,7 @@ class Arranged:
         """The candidates by relevance, and a slate with nothing on it."""
         score, rounds = candidates.columns["score"], rounds_of(candidates)
         rated = np.isfinite(score)
-        relevance = relevance_of(score, rated, rounds)
+        relevance = relevance_of(score, rated, rounds, proposed(candidates))
         for name, (chosen, factor) in self.rules.boosts.items():
             meant = chosen.among(query, candidates)
             relevance[meant] *= factor
@@ -84,8 +84,8 @@ class Arranged:
         if self.rules.boosts:  # what is boosted alike stays by score
             order = order[np.lexsort((-relevance[order], ~rated[order], rounds[order]))]
         relevance -= rounds * (1.0 + relevance.max(initial=0.0))  # what an earlier round found is more relevant
-        source = None if self.rules.explore is None else f"{self.rules.explore.among}_rank"
-        columns = {name: column[order] for name, column in candidates.columns.items() if name == source}
+        needed = (ADDED, None if self.rules.explore is None else f"{self.rules.explore.among}_rank")
+        columns = {name: column[order] for name, column in candidates.columns.items() if name in needed}
         own = None if candidates.own is None else candidates.own[order]
         ranked = Candidates(candidates.items[order], columns, own=own)
         return order, Draft(query, ranked, relevance[order], rated[order])
@@ -173,13 +173,16 @@ def rounds_of(candidates: Candidates) -> Column:
     return np.zeros(len(candidates)) if rounds is None else np.nan_to_num(rounds)
 
 
-def relevance_of(score: Column, rated: Mask, rounds: Column) -> Column:
-    """Finite scores of each round on a scale from 0 to 1; 1 where all are the same, 0 for what has none."""
+def relevance_of(score: Column, rated: Mask, rounds: Column, proposed: Mask) -> Column:
+    """Finite scores of each round on a scale from 0 to 1; 1 where all are the same, 0 for what has none.
+
+    The ends are those of what was `proposed`: what is there because a pin names it may stand far below or above that,
+    and would change what relevance means for all others.
+    """
     relevance = np.zeros(len(score))
     for number in np.unique(rounds) if rounds.any() else (0.0,):
         held = rated & (rounds == number)
         if held.any():
             half = score[held] / 2  # the difference of two finite numbers need not be finite; that of halves is
-            low, high = half.min(), half.max()
-            relevance[held] = (half - low) / (high - low) if high > low else 1.0
+            relevance[held] = scaled(half, proposed[held])
     return relevance

@@ -1,7 +1,7 @@
 """Which rules make a slate of scored candidates, as the project file declares them, each in one line.
 
-Relevance is a candidate's score on a scale from 0, the worst of this request's candidates, to 1, the best: rules mean
-the same whatever scores a ranker gives. Places count from 1, the top.
+Relevance is a candidate's score on a scale from 0, the worst of what sources proposed for this request, to 1, the best:
+rules mean the same whatever scores a ranker gives. Places count from 1, the top.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Boost(Target):
-    """Multiplies the relevance of items; a factor below 1 holds them back."""
+    """Multiplies the relevance of items; a factor below 1 holds them back. What is 0, the worst candidate, stays 0."""
 
     factor: float
 

@@ -15,6 +15,15 @@ from shortlist.pipeline.stages import Merger
 from shortlist.slate.specs import Target, moment_ms
 from shortlist.slate.values import Condition, Items, Mask
 
+ADDED = "pinned"
+"""The column, 1, of candidates that no source proposed: they are there because a pin names them."""
+
+
+def proposed(candidates: Candidates) -> Mask:
+    """True for the candidates that are there for themselves, not only because a pin names them."""
+    added = candidates.columns.get(ADDED)
+    return np.ones(len(candidates), np.bool_) if added is None else np.isnan(added)
+
 
 class Chosen:
     """The items that a rule is about, while it holds."""
@@ -99,4 +108,5 @@ class WithPinned:
         pinned = proposals.get(Pinned.name)
         if pinned is None:
             return merged
-        return merged.followed_by(pinned.take(~np.isin(pinned.items, merged.items)))
+        added = pinned.take(~np.isin(pinned.items, merged.items))
+        return merged.followed_by(added.describe({ADDED: np.ones(len(added))}))
