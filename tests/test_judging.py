@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +11,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from shortlist.events.labels import Labels
+from shortlist.events.labels import Labels, ObservedPositives
 from shortlist.events.log import MemoryLog
 from shortlist.events.schema import Entity
 from shortlist.features.definitions import EventType, Impression, request_feature
 from shortlist.framing.objective import Objective
 from shortlist.project import Project
 from shortlist.ranking.specs import BoostedTrees, LogisticRegression
-from shortlist.retrieval.specs import Popular
+from shortlist.retrieval.specs import Fresh, Popular
 from shortlist.training.judging import MOST_LOOKS, ShownSlates, looks
 from shortlist.training.rankers.fitting import RankingData
 from shortlist.training.rankers.linear import PlaceEffect
@@ -120,7 +122,7 @@ def project(hide_is_worth: float) -> Project:
     )
 
 
-def released(place: Path, declared: Project, attention: float, bait: float) -> Release:
+def released(place: Path, declared: Project, attention: float, bait: float, force: bool = False) -> Release:
     """Slates in the order of the films' numbers; one's own genre is clicked, so is what tempts, which is then hidden.
 
     The place p is looked at with the probability p ** -attention.
@@ -144,7 +146,7 @@ def released(place: Path, declared: Project, attention: float, bait: float) -> R
     assert declared.problems() == []
     log = MemoryLog(declared.schemas)
     log.append(events)
-    return train(declared, log, place)
+    return train(declared, log, place, force=force)
 
 
 def of(release: Release, method: str) -> float:
@@ -170,11 +172,30 @@ def test_what_is_clicked_and_then_hidden_is_worth_what_the_objective_says(tmp_pa
     assert rate > 0.03
 
 
+def test_without_a_ranker_what_serves_is_not_judged_as_if_it_were_popularity(tmp_path: Path) -> None:
+    """What is left is the order of what was found, of which slates that were shown say nothing."""
+    declared = replace(project(0.0), sources=[Fresh()], rankers=[], features=[])
+    release = released(tmp_path, declared, attention=0.0, bait=0.0)
+    details = release.manifest.details
+    assert details["evaluation"]["judged_on"] == "requests of the past, replayed"
+    methods = details["evaluation"]["methods"]
+    assert methods["two_stage"]["ndcg@10"] == methods["fresh"]["ndcg@10"] != methods["popularity"]["ndcg@10"]
+
+
+def test_a_ranker_does_not_make_up_for_sources_that_find_less_than_popularity(tmp_path: Path) -> None:
+    declared = replace(project(0.0), sources=[Fresh(quota=3)], rankers=[LogisticRegression()])
+    release = released(tmp_path / "gated", declared, attention=0.0, bait=0.0)
+    assert release.manifest.ranker == ""
+    assert release.manifest.sources == ("popular",)
+    said = release.manifest.details["findings"][-1]
+    found = r"of what was wanted on the held-out slice sources find [\d.]+%, popularity alone [\d.]+%; "
+    assert re.fullmatch(found + "popular items are served", said)
+    forced = released(tmp_path / "forced", declared, attention=0.0, bait=0.0, force=True)
+    assert forced.manifest.ranker == "logistic_regression"
+    assert "it serves all the same, by force" in forced.manifest.details["findings"][-1]
+
+
 def test_a_proxy_that_nothing_is_learned_from_is_named(tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from shortlist.events.labels import ObservedPositives
-
     declared = replace(project(-4.0), labels=ObservedPositives({click: 1.0}))
     release = released(tmp_path, declared, attention=0.5, bait=3.0)
     said = [finding for finding in release.manifest.details["findings"] if "is not learned" in finding]

@@ -127,3 +127,13 @@ def test_nothing_measured_is_nan_not_a_crash(users: int) -> None:
     found = intervals({"popularity": np.full(users, np.nan)}, "popularity", seed=1)
     assert math.isnan(found["popularity"][0].value)
     assert found["popularity"][0].to_dict() == {"value": None, "low": None, "high": None}
+
+
+def test_gains_beyond_what_a_power_of_two_can_be_are_measured_all_the_same() -> None:
+    relevant = Relevant(np.array([0, 1], np.int32), np.array([1500.0, 1500.0]), np.array([0, 2]))
+    alike = Relevant(relevant.items, np.ones(2), relevant.offsets)
+    ranked = np.array([[5, 0, 1]], np.int32)
+    huge, one = (ndcg(gain_matrix(ranked, each), each, 3) for each in (relevant, alike))
+    assert huge == pytest.approx(one)
+    mixed = Relevant(relevant.items, np.array([1.0, 3000.0]), relevant.offsets)
+    assert ndcg(gain_matrix(ranked, mixed), mixed, 3) == pytest.approx([0.5])

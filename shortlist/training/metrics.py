@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+LARGE = 500.0
+"""Gains up to this many are powers of two that can be summed."""
+
 
 @dataclass(frozen=True)
 class Relevant:
@@ -81,13 +84,14 @@ def ndcg(gains: Floats, relevant: Relevant, k: int, graded: bool = True) -> Floa
     rank = np.arange(len(order)) - relevant.offsets[relevant.requests]
     kept = rank < k
     best[relevant.requests[kept], rank[kept]] = ideal[order][kept]
-    top = _dcg(best)
-    return _quotient(_dcg(shown[:, :k]), top)
+    top = max(0.0, float(best.max(initial=0.0)) - LARGE)
+    return _quotient(_dcg(shown[:, :k], top), _dcg(best, top))
 
 
-def _dcg(gains: Floats) -> Floats:
+def _dcg(gains: Floats, top: float) -> Floats:
+    """By 2 ** -top, which leaves quotients as they are, because 2 ** 1024 is no number."""
     discounts = 1.0 / np.log2(np.arange(gains.shape[1]) + 2.0)
-    weighted: Floats = np.expm1(gains * np.log(2.0)) @ discounts
+    weighted: Floats = (np.expm1(gains * np.log(2.0)) if top == 0 else np.exp2(gains - top) - np.exp2(-top)) @ discounts
     return weighted
 
 

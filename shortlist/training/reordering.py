@@ -52,7 +52,7 @@ def reorder(
     scores = {POPULARITY: popularity(ground, columns)}
     scores |= {name: columns[f"{name}_score"] for name in sources.names if f"{name}_score" in columns}
     scores |= {name: scorer.score(matrix, names) for name, scorer in scorers.items()}
-    scores[TWO_STAGE] = scores[serves or POPULARITY]
+    scores[TWO_STAGE] = scores[serves]
     starts = np.flatnonzero(np.diff(rows.request, prepend=-1))
     sizes = np.diff(starts, append=len(rows))
     users, user = np.unique(rows.user[starts], return_inverse=True)

@@ -44,7 +44,17 @@ from shortlist.training.dataset import (
     ranker_rows,
     survey,
 )
-from shortlist.training.evaluation import MOST_REQUESTS, PER_USER, POPULARITY, TWO_STAGE, Contest, Evaluation, evaluate
+from shortlist.training.evaluation import (
+    DEPTHS,
+    MERGED,
+    MOST_REQUESTS,
+    PER_USER,
+    POPULARITY,
+    TWO_STAGE,
+    Contest,
+    Evaluation,
+    evaluate,
+)
 from shortlist.training.judging import ShownSlates, looks
 from shortlist.training.metrics import Floats, by_user, ndcg, ordered_gains
 from shortlist.training.rankers.fitting import FittedRanker, NothingToLearnError, fit_ranker
@@ -53,6 +63,7 @@ from shortlist.training.reordering import reorder
 from shortlist.training.requests import requests_of
 from shortlist.training.rows import unheard, worth
 
+FOUND = f"recall@{DEPTHS[-1]}"
 EARLY = "early"
 """Where the sources live that are fitted on the first part only; not published."""
 DEPTH = 10
@@ -264,6 +275,8 @@ def measure(
     contest = Contest(pipeline, stages, choice.ranker, next(popular, resort))
     item = ground.project.item.name
     evaluation = evaluate(contest, past, item, lesson.known.users.ids, requests, lesson.seed, progress)
+    if not choice.ranker:  # the merged order is none of what was shown, but of what was found
+        return evaluation
     return evaluation.judged_on(*reorder(ground, rows.places, sources, scorers, choice.ranker))
 
 
@@ -273,7 +286,10 @@ def baseline_name(ground: Ground) -> str:
 
 
 def judge(ground: Ground, sources: FittedSources, choice: Choice, evaluation: Evaluation, force: bool) -> Verdict:
-    """Let the chosen ranker serve unless popularity alone was better, or nothing could be measured."""
+    """Let the chosen ranker serve unless popularity alone was better, or nothing could be measured.
+
+    Slates that were shown do not tell what sources would have missed, so these must not surely find less.
+    """
     findings = [*unheard(ground.project), *sources.findings, *choice.findings]
     popular = Verdict((baseline_name(ground),), "", evaluation.with_popularity(), ())
     trained = Verdict(sources.names, choice.ranker, evaluation, ())
@@ -284,6 +300,9 @@ def judge(ground: Ground, sources: FittedSources, choice: Choice, evaluation: Ev
         reason = (
             f"NDCG@10 of what was trained is {served:.4f} on the held-out slice, {baseline:.4f} of popularity alone"
         )
+    elif evaluation.shown and evaluation.found_more[FOUND].high < 0:
+        found, popularly = (evaluation.retrieval[name][FOUND].value for name in (MERGED, POPULARITY))
+        reason = f"of what was wanted on the held-out slice sources find {found:.1%}, popularity alone {popularly:.1%}"
     else:
         return replace(trained, findings=tuple(findings))
     if force:
