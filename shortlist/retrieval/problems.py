@@ -9,7 +9,15 @@ from typing import Any
 from shortlist.events.schema import Entity, EventSchema, value_type
 from shortlist.features.definitions import Aggregate
 from shortlist.framing.problems import Problem, describe, nearest
-from shortlist.retrieval.specs import FactorizationMachine, HistorySpec, MatrixFactorisation, TwoTower
+from shortlist.framing.values import is_count
+from shortlist.retrieval.specs import (
+    MOST_CANDIDATES,
+    FactorizationMachine,
+    HistorySpec,
+    MatrixFactorisation,
+    SourceSpec,
+    TwoTower,
+)
 
 Unbelieved = Any
 """A declaration as the user wrote it: its annotations are hopes."""
@@ -17,6 +25,17 @@ Learning = TwoTower | MatrixFactorisation | FactorizationMachine | HistorySpec
 """The sources that learn."""
 PUBLISHED = ("config.json", "model.safetensors", "tokenizer.json")
 """What a sentence encoder is read from."""
+
+
+def quota_problems(source: SourceSpec, place: str) -> Iterator[Problem]:
+    """A quota that the merged list has room for; one that is no count is found with the other settings."""
+    quota: Unbelieved = source.quota
+    if is_count(quota, MOST_CANDIDATES + 1):
+        what = f"{source.name}'s quota is {quota}, and all sources together have {MOST_CANDIDATES} places"
+        expected = (
+            f"expected at most {MOST_CANDIDATES}; more would be found and not ranked, and quotas are shares of it"
+        )
+        yield Problem(place, what, expected)
 
 
 def source_problems(

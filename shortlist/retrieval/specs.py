@@ -14,6 +14,9 @@ from shortlist.events.labels import Labels, ObservedPositives
 from shortlist.events.schema import Entity, EventSchema
 from shortlist.features.definitions import Aggregate, Condition, Feature, Stream
 
+MOST_CANDIDATES = 500
+"""Of all sources together: what is merged, described and ranked for one request."""
+
 
 @dataclass(frozen=True)
 class Popular:
