@@ -20,7 +20,7 @@ from shortlist.features.table import FeatureTable
 from shortlist.framing.objective import Objective
 from shortlist.project import Project
 from shortlist.ranking.specs import Ensemble, LambdaMART, LogisticRegression
-from shortlist.report import as_document, notes
+from shortlist.report import as_document, judged_on, notes
 from shortlist.retrieval.specs import Popular, TwoTower
 from shortlist.serving.batch import Nobody
 from shortlist.serving.recommend import load_champion
@@ -114,6 +114,7 @@ def test_a_release_holds_what_serving_needs_and_says_how_good_it_is(trained: Rel
         "popularity.ndcg@10",
     ):
         assert manifest.metrics[name] is not None
+    assert judged_on(trained) == ""
     assert set(trained.created["seconds"]) >= {"read the log", "fit sources", "fit rankers", "evaluate"}
 
 
@@ -348,6 +349,7 @@ def test_where_impressions_are_logged_what_was_shown_judges(tmp_path: Path) -> N
     evaluation = release.manifest.details["evaluation"]
     assert evaluation["judged_on"] == "slates that were shown, ordered again"
     assert 50 <= evaluation["shown_slates"] <= 160
+    assert f"{evaluation['shown_slates']} slates shown, ordered again" in judged_on(release)
     judged, replayed = evaluation["methods"], evaluation["replayed"]
     assert judged["two_stage"]["ndcg@10"]["value"] > judged["popularity"]["ndcg@10"]["value"] + 0.1
     assert judged["two_stage"]["over_popularity"]["ndcg@10"]["low"] > 0
