@@ -51,6 +51,11 @@ class Project:
         return tuple(dict.fromkeys((self.user, self.item, *self.entities)))
 
     @property
+    def folder(self) -> Path:
+        """The folder of the file that declares the project: where relative paths in it begin."""
+        return Path(self.place.rpartition(":")[0]).resolve().parent
+
+    @property
     def impression(self) -> EventSchema:
         """The kind under which slates are logged: the declared `Impression`, else one that needs no declaration."""
         declared = [event for event in self.events if event.kind == "impression"]

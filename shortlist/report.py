@@ -66,6 +66,12 @@ def quality_rows(release: Release) -> Rows:
     return ("method", *(TITLES[metric] for metric in SLATE), "coverage", "R@100", "R@500"), rows
 
 
+def judged_on(release: Release) -> str:
+    """What stands behind which figures, where it is not all the same; else nothing."""
+    slates = evaluation(release)["shown_slates"]
+    return f"NDCG@10, MRR@10: {slates:,} slates shown, ordered again; the rest: requests replayed" if slates else ""
+
+
 def notes(release: Release) -> list[str]:
     """What the trainer found worth saying, what it left out, and which ranker the two stages end with."""
     ranker, details = release.manifest.ranker.replace("_", " "), release.manifest.details

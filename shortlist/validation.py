@@ -21,8 +21,8 @@ from shortlist.framing.values import is_duration, is_number, settings_problems
 from shortlist.project import Project
 from shortlist.ranking.problems import ranker_problems
 from shortlist.ranking.specs import RankerSpec
-from shortlist.retrieval.problems import Learning, source_problems
-from shortlist.retrieval.specs import SourceSpec
+from shortlist.retrieval.problems import Learning, encoder_problems, quota_problems, source_problems
+from shortlist.retrieval.specs import SourceSpec, TwoTower
 from shortlist.slate.problems import Declared, slate_problems
 
 Unbelieved = Any
@@ -334,10 +334,18 @@ def of_parts(project: Unbelieved) -> Iterator[Problem]:
                 what = f"{role} holds {type(part).__name__} with the name {part.name!r}"
                 yield Problem(project.place, what, "expected letters, digits, - and _")
             yield from settings_problems(part, project.place)
+            if isinstance(part, SourceSpec):
+                yield from quota_problems(part, project.place)
             if isinstance(part, Learning):
                 yield from source_problems(part, project.user, project.item, project.context, project.place)
             elif isinstance(part, RankerSpec):
                 yield from ranker_problems(part, proxies, project.place)
+
+
+def of_files(project: Project) -> list[Problem]:
+    """What a sound project names and is not there. It is no mistake in itself: only training needs it."""
+    towers = [source for source in project.sources if isinstance(source, TwoTower)]
+    return [problem for each in towers for problem in encoder_problems(each, project.folder, project.place)]
 
 
 def of_slate(project: Unbelieved) -> Iterator[Problem]:

@@ -141,6 +141,7 @@ MISTAKES: dict[str, tuple[dict[str, object], str, str]] = {
     ),
     "tower text": ({"sources": [TwoTower(history, user_attributes="age")]}, "attribute of user as 'age'", "('age',)"),
     "quota": ({"sources": [Popular(quota=0)]}, "popular's quota is 0", "at least 1"),
+    "quota beyond all": ({"sources": [Popular(quota=501)]}, "popular's quota is 501", "at most 500"),
     "half-life": ({"sources": [Popular(half_life="a year")]}, "popular's half_life is 'a year'", "such as '30d'"),
     "neighbours": ({"sources": [CoVisitation(history, neighbours=2.5)]}, "neighbours is 2.5", "whole number"),  # type: ignore[arg-type]
     "popularity": ({"sources": [CoVisitation(history, popularity=-30)]}, "popularity is -30", "from -1 to 1"),

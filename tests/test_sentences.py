@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch.nn import functional
 
+from shortlist.cli import main
 from shortlist.events.labels import ObservedPositives
 from shortlist.events.log import MemoryLog
 from shortlist.events.schema import Entity
 from shortlist.features.definitions import EventType
 from shortlist.features.entities import Entities
 from shortlist.features.hashing import hash_strings
-from shortlist.project import Project
+from shortlist.project import Project, load_project
 from shortlist.retrieval.models.item_tower import ItemTower
 from shortlist.retrieval.models.sentences import ENCODER, TOKENIZER, SentenceEncoder, vectors_of
 from shortlist.retrieval.models.towers import Towers
@@ -226,3 +227,48 @@ def test_a_release_without_its_encoder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "release" / TOKENIZER).unlink()
     with pytest.raises(ValueError, match="train again"):
         SentenceEncoder.load(tmp_path / "release")
+
+
+def encoder_project(folder: Path) -> Project:
+    """A project in a folder of its own, with the towers' encoder beside it."""
+    folder.mkdir()
+    (folder / "project.py").write_text(
+        "from shortlist import *\n"
+        'user, film = Entity("user"), Entity("film", title=str)\n'
+        'watch = EventType("watch", user, film)\n'
+        'towers = TwoTower(watch.by(user).last("film", 4), item_text=("title",), text_encoder="models/small")\n'
+        'project = Project("films", user, film, [watch], ObservedPositives({watch: 1.0}), sources=[towers])\n'
+    )
+    return load_project(folder)
+
+
+def test_a_relative_encoder_is_beside_the_project_file_wherever_one_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = encoder_project(tmp_path / "films")
+    monkeypatch.chdir(tmp_path)
+    log = MemoryLog(project.schemas)
+    log.append([{"kind": "watch", "at": 1, "user": "u", "film": "f"}])
+    (towers,) = survey(project, log, 0, lambda *_: None).sources
+    assert isinstance(towers, TwoTower)
+    assert towers.text_encoder == str((tmp_path / "films" / "models" / "small").resolve())
+    assert towers.beside(tmp_path) == towers  # where it is absolute it stays
+
+
+def test_validate_says_what_of_an_encoder_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "films"
+    place = folder / "models" / "small"
+    project = encoder_project(folder)  # who serves has the encoder in the release: it loads
+    assert project.problems() == []
+    assert main(["validate", "-p", str(folder)]) == 1
+    said = capsys.readouterr().err
+    assert f"there is no folder {place.resolve()}" in said
+    assert "project.py:5" in said
+    place.mkdir(parents=True)
+    (place / CONFIG).write_text("{}")
+    assert main(["validate", "-p", str(folder), "--json"]) == 1
+    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+    assert f"{place.resolve()} has no {WEIGHTS} and no {TOKENIZER}" in problem["found"]
+    for name in (WEIGHTS, TOKENIZER):
+        (place / name).write_text("")
+    assert main(["validate", "-p", str(folder)]) == 0

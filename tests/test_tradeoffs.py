@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shortlist.cli.comparing import overlap, show
 from shortlist.events.labels import Labels
 from shortlist.events.log import MemoryLog
 from shortlist.pipeline.candidates import Candidates
@@ -82,6 +83,31 @@ def test_a_source_that_repeats_another_adds_nothing(weighed: TradeOffs) -> None:
     assert any(sentence.startswith("Popular again adds nothing") for sentence in said)
     useful = [part.source for part in weighed.contributions if part.is_useful]
     assert all(any(f"{name.replace('_', ' ').capitalize()} adds to" in one for one in said) for name in useful)
+
+
+def test_the_printed_table_names_the_source_that_finds_most_of_another(weighed: TradeOffs) -> None:
+    parts = {part.source: part for part in weighed.contributions}
+    assert overlap(parts["popular_again"]) == "popularity 100%"
+    towers = parts["two_tower"]
+    assert overlap(towers) == f"popularity {towers.overlap['popularity']:.0%}"
+    assert towers.overlap["popularity"] >= towers.overlap["popular_again"]
+    assert overlap(replace(towers, overlap={"popularity": 0.0})) == overlap(replace(towers, overlap={})) == "-"
+    assert overlap(None) == "-"  # of the whole
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_printed_table_fits(
+    weighed: TradeOffs, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    show(weighed, project())
+    said = capsys.readouterr().out
+    assert "ordered again" not in said
+    assert "popularity 100%" in said if width > 80 else "100%" in said
+    retrieval = said.split("retrieval", 1)[1].split("What can")[0].splitlines()
+    assert max(map(len, retrieval)) <= width
+    show(weighed, project(labels=Labels(impression, {watch: 1.0})))
+    assert "NDCG@10: slates shown (if any was acted on), ordered again" in capsys.readouterr().out
 
 
 def test_what_one_source_alone_finds_is_lost_without_it(log: MemoryLog) -> None:

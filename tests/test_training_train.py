@@ -20,13 +20,15 @@ from shortlist.features.table import FeatureTable
 from shortlist.framing.objective import Objective
 from shortlist.project import Project
 from shortlist.ranking.specs import Ensemble, LambdaMART, LogisticRegression
-from shortlist.report import as_document, notes
+from shortlist.report import as_document, judged_on, notes
 from shortlist.retrieval.specs import Popular, TwoTower
 from shortlist.serving.batch import Nobody
 from shortlist.serving.recommend import load_champion
 from shortlist.slate.specs import RuleSpec, Seen
 from shortlist.training.dataset import past_requests, survey, write_dataset
+from shortlist.training.rankers.fitting import NothingToLearnError
 from shortlist.training.releases import Registry, Release
+from shortlist.training.sources.fitting import fit_source
 from shortlist.training.train import Steps, TrainingError, chosen, learn, train
 
 user, film = Entity("user", age=int), Entity("film", genre=str)
@@ -112,6 +114,7 @@ def test_a_release_holds_what_serving_needs_and_says_how_good_it_is(trained: Rel
         "popularity.ndcg@10",
     ):
         assert manifest.metrics[name] is not None
+    assert judged_on(trained) == ""
     assert set(trained.created["seconds"]) >= {"read the log", "fit sources", "fit rankers", "evaluate"}
 
 
@@ -120,6 +123,34 @@ def test_the_same_log_and_seed_give_the_same_release_to_the_byte(trained: Releas
     assert again.manifest.files == trained.manifest.files
     assert again.version == trained.version
     assert (again.directory / "manifest.json").read_bytes() == (trained.directory / "manifest.json").read_bytes()
+
+
+def test_where_a_source_fails_on_everything_what_was_measured_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[str] = []
+
+    def fit(spec: Any, *lesson: Any) -> Any:
+        tries.append(spec.name)
+        if tries.count("two_tower") == 3:
+            raise NothingToLearnError("diverged")
+        return fit_source(spec, *lesson)
+
+    monkeypatch.setattr("shortlist.training.dataset.fit_source", fit)
+    log = log_of(taste_events(700))
+    release = train(project(), log, tmp_path / "releases", seed=5, force=True)
+    assert tries.count("two_tower") == 3
+    assert release.manifest.sources == ("popular", "two_tower")
+    said = [finding for finding in release.manifest.details["findings"] if "diverged" in finding]
+    assert ["as they were measured" in finding for finding in said] == [True]
+    load_champion(project(), release, FeatureTable(project().feature_set()), Nobody(), lambda _: None)
+    measured = tmp_path / "measured"
+    measured.mkdir()
+    learn(survey(project(), log, 5, note), measured, note, Steps())
+    names = [name for name in release.manifest.files if name.startswith("sources/")]
+    assert names
+    assert all((release.directory / name).read_bytes() == (measured / name).read_bytes() for name in names)
+    assert {name.split("/")[0] for name in release.manifest.files} == {"sources", "rankers"}
 
 
 def test_what_is_measured_learned_nothing_from_the_held_out_part(trained: Release, tmp_path: Path) -> None:
@@ -318,6 +349,7 @@ def test_where_impressions_are_logged_what_was_shown_judges(tmp_path: Path) -> N
     evaluation = release.manifest.details["evaluation"]
     assert evaluation["judged_on"] == "slates that were shown, ordered again"
     assert 50 <= evaluation["shown_slates"] <= 160
+    assert f"{evaluation['shown_slates']} slates shown, ordered again" in judged_on(release)
     judged, replayed = evaluation["methods"], evaluation["replayed"]
     assert judged["two_stage"]["ndcg@10"]["value"] > judged["popularity"]["ndcg@10"]["value"] + 0.1
     assert judged["two_stage"]["over_popularity"]["ndcg@10"]["low"] > 0

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import click
 
 from shortlist.cli.console import open_workplace, print_json, say, takes_json, takes_project
+from shortlist.events.labels import Labels
 from shortlist.report import plain, with_interval
 from shortlist.terminal import print_table, progress
 
 if TYPE_CHECKING:
+    from shortlist.project import Project
     from shortlist.training.comparing.tradeoffs import Contribution, Method, TradeOffs
     from shortlist.training.comparing.tuning import Tuned
     from shortlist.training.metrics import Interval
@@ -42,7 +44,7 @@ def report(path: Path, seed: int, as_json: bool) -> int:
     if as_json:
         print_json({**weighed.to_dict(), "recommendation": advice})
         return 0
-    show(weighed)
+    show(weighed, workplace.project)
     click.echo("\nRecommendation")
     for sentence in advice:
         click.echo(f"  - {sentence}")
@@ -51,18 +53,21 @@ def report(path: Path, seed: int, as_json: bool) -> int:
     return 0
 
 
-def show(weighed: TradeOffs) -> None:
+def show(weighed: TradeOffs, project: Project) -> None:
     """The table, what each source brings, and what can be shown of why."""
-    click.echo(f"{weighed.users:,} users, {weighed.requests:,} held-out requests; 95 % intervals by user\n")
+    click.echo(f"{weighed.users:,} users, {weighed.requests:,} held-out requests; 95 % intervals by user")
+    if isinstance(project.labels, Labels):
+        click.echo("NDCG@10: slates shown (if any was acted on), ordered again; the rest: requests replayed")
+    click.echo()
     print_table(("method", "NDCG@10", "Recall@10", "ms per 500", "size", "trained in"), map(row, weighed.methods))
     click.echo()
     parts = {part.source: part for part in weighed.contributions}
     rows = [
-        (method.name.replace("_", " "), *depths(method.quality), *brought(parts.get(method.name)))
-        for method in weighed.methods
+        (method.name.replace("_", " "), overlap(part), *depths(method.quality), *brought(part))
+        for method, part in ((method, parts.get(method.name)) for method in weighed.methods)
         if method.role != "ranker"
     ]
-    print_table(("retrieval", "R@100", "R@500", "only it finds", "R@500 without", "adds"), rows)
+    print_table(("retrieval", "found too by", "R@100", "R@500", "without it", "only it finds", "adds"), rows, text=2)
     click.echo("\nWhat can be shown of why")
     for method in weighed.methods:
         if method.reason is not None:
@@ -88,7 +93,15 @@ def brought(part: Contribution | None) -> tuple[str, ...]:
     """What a source brings; dashes for the whole."""
     if part is None:
         return ("-",) * 3
-    return (f"{part.alone:.1%}", depths(part.without)[-1], "yes" if part.is_useful else "nothing")
+    return (depths(part.without)[-1], f"{part.alone:.1%}", "yes" if part.is_useful else "nothing")
+
+
+def overlap(part: Contribution | None) -> str:
+    """The other source that finds most of what this one does, and how much; a dash where nothing is found twice."""
+    if part is None:
+        return "-"
+    other = max(part.overlap, key=lambda name: part.overlap[name], default="")
+    return f"{other.replace('_', ' ')} {part.overlap[other]:.0%}" if other and part.overlap[other] > 0 else "-"
 
 
 def explained(method: Method) -> str:

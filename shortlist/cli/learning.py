@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from shortlist.cli.console import open_workplace, print_json, say, takes_json, takes_project
-from shortlist.report import as_document, calibration_rows, loss_rows, notes, quality_rows
+from shortlist.report import as_document, calibration_rows, judged_on, loss_rows, notes, quality_rows
 from shortlist.terminal import print_table, progress
 
 if TYPE_CHECKING:
@@ -55,7 +55,10 @@ def turn(path: Path, seed: int, as_json: bool) -> int:
 def show_report(release: Release) -> None:
     """Quality and losses as two tables, and a third one where the ranker predicts probabilities."""
     details = as_document(release)
-    click.echo(f"release {release.version}: {details['users']:,} users, {details['requests']:,} held-out requests\n")
+    click.echo(f"release {release.version}: {details['users']:,} users, {details['requests']:,} held-out requests")
+    if which := judged_on(release):
+        click.echo(which)
+    click.echo()
     print_table(*quality_rows(release))
     click.echo()
     print_table(*loss_rows(release))

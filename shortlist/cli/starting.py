@@ -54,8 +54,12 @@ def init(folder: Path) -> int:
 @takes_json
 def validate(path: Path, as_json: bool) -> int:
     """Check the project; every mistake at once, with its line."""
+    from shortlist.validation import of_files
+
     try:
         workplace = open_workplace(path)
+        if missing := of_files(workplace.project):
+            raise ProjectError(missing)
     except ProjectError as error:
         if as_json:
             print_json({"ok": False, "problems": [vars(problem) for problem in error.problems]})

@@ -10,6 +10,7 @@ from numba import njit
 
 from shortlist.pipeline.candidates import NOTHING, Candidates, passed_by_all
 from shortlist.pipeline.query import Query
+from shortlist.retrieval.specs import MOST_CANDIDATES
 
 OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 
@@ -63,7 +64,7 @@ class Interleaved:
 
     name = "interleaved"
 
-    def __init__(self, quotas: Mapping[str, int], limit: int = 500) -> None:
+    def __init__(self, quotas: Mapping[str, int], limit: int = MOST_CANDIDATES) -> None:
         self.quotas, self.limit = dict(quotas), limit
 
     def merge(self, query: Query, proposals: Mapping[str, Candidates]) -> Candidates:  # noqa: ARG002

@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from shortlist.events.schema import Entity, EventSchema, value_type
 from shortlist.features.definitions import Aggregate
 from shortlist.framing.problems import Problem, describe, nearest
-from shortlist.retrieval.specs import FactorizationMachine, HistorySpec, MatrixFactorisation, TwoTower
+from shortlist.framing.values import is_count
+from shortlist.retrieval.specs import (
+    MOST_CANDIDATES,
+    FactorizationMachine,
+    HistorySpec,
+    MatrixFactorisation,
+    SourceSpec,
+    TwoTower,
+)
 
 Unbelieved = Any
 """A declaration as the user wrote it: its annotations are hopes."""
 Learning = TwoTower | MatrixFactorisation | FactorizationMachine | HistorySpec
 """The sources that learn."""
+PUBLISHED = ("config.json", "model.safetensors", "tokenizer.json")
+"""What a sentence encoder is read from."""
+
+
+def quota_problems(source: SourceSpec, place: str) -> Iterator[Problem]:
+    """A quota that the merged list has room for; one that is no count is found with the other settings."""
+    quota: Unbelieved = source.quota
+    if is_count(quota, MOST_CANDIDATES + 1):
+        what = f"{source.name}'s quota is {quota}, and all sources together have {MOST_CANDIDATES} places"
+        expected = (
+            f"expected at most {MOST_CANDIDATES}; more would be found and not ranked, and quotas are shares of it"
+        )
+        yield Problem(place, what, expected)
 
 
 def source_problems(
@@ -89,6 +111,21 @@ def _of_text_encoder(towers: TwoTower, place: str) -> Iterator[Problem]:
         yield Problem(place, what, "expected the path of a folder")
     elif not towers.item_text:
         yield Problem(place, f"{what} and nothing for it to read", "name attributes in item_text")
+
+
+def encoder_problems(towers: TwoTower, folder: Path, place: str) -> Iterator[Problem]:
+    """A text encoder is there, whole; `folder` is where relative paths begin."""
+    found = towers.beside(folder).text_encoder
+    if found is None:
+        return
+    what = f"{towers.name} has the text encoder {towers.text_encoder!r}"
+    lacking = [name for name in PUBLISHED if not (Path(found) / name).is_file()]
+    if not Path(found).is_dir():
+        expected = "expected a folder; a relative path begins at the project file's"
+        yield Problem(place, f"{what}, and there is no folder {found}", expected)
+    elif lacking:
+        expected = f"expected {', '.join(PUBLISHED)}, as sentence-transformers publishes them"
+        yield Problem(place, f"{what}, and {found} has no {' and no '.join(lacking)}", expected)
 
 
 def _texts_of(entity: Entity) -> list[str]:

@@ -7,11 +7,15 @@ they are known as of the same log position, in training and in serving, and are 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from shortlist.events.labels import Labels, ObservedPositives
 from shortlist.events.schema import Entity, EventSchema
 from shortlist.features.definitions import Aggregate, Condition, Feature, Stream
+
+MOST_CANDIDATES = 500
+"""Of all sources together: what is merged, described and ranked for one request."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class TwoTower:
     last items are a weighted mean; as a `sequence` they are read in their order, too (what was newest asks what of the
     rest matters now), which takes twice the time to learn.
     `text_encoder` is a folder that holds a sentence encoder as sentence-transformers publishes it (BERT, such as
-    all-MiniLM-L6-v2): the texts are then read as sentences, not as bags of words.
+    all-MiniLM-L6-v2), beside the project file where it is relative: the texts are then read as sentences, not as bags
+    of words.
 
     Vectors have `dimensions` numbers and length 1; `temperature` divides their products in the softmax. Training passes
     over the positives at most `epochs` times, and stops when recall on the newest has stopped rising.
@@ -68,6 +73,10 @@ class TwoTower:
     learning_rate: float = 0.006
     temperature: float = 0.2
     name: str = "two_tower"
+
+    def beside(self, folder: Path) -> TwoTower:
+        """The same for whoever works somewhere else: a relative path of the text encoder begins at `folder`."""
+        return self if self.text_encoder is None else replace(self, text_encoder=str(folder / self.text_encoder))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from shortlist.pipeline.runner import Pipeline
 from shortlist.pipeline.stages import Source
 from shortlist.project import Project
 from shortlist.retrieval.catalogue import Catalogue
-from shortlist.retrieval.specs import Popular, SourceSpec
+from shortlist.retrieval.specs import Popular, SourceSpec, TwoTower
 from shortlist.training.assembly import load_retrieval
 from shortlist.training.backtest import LiveColumns, Past, Progress
 from shortlist.training.rankers.fitting import NothingToLearnError, RankingData
@@ -62,8 +62,11 @@ class Ground:
 
     @property
     def sources(self) -> tuple[SourceSpec, ...]:
-        """The project's sources; popular items where it declares none, because something has to be proposed."""
-        return tuple(self.project.sources) or (Popular(),)
+        """The project's sources, with paths that hold anywhere; popular items where it declares none, because
+        something has to be proposed.
+        """
+        folder, declared = self.project.folder, self.project.sources
+        return tuple(s.beside(folder) if isinstance(s, TwoTower) else s for s in declared) or (Popular(),)
 
     def before(self, stop: int) -> Lesson:
         """What may be learned from the log before `stop`: nothing in it knows of a later event."""

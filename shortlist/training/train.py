@@ -10,7 +10,7 @@ about the future; without impressions, on the newest positives that each user ha
 then go without (see `Ground.early`). The ensemble serves where one is declared; or else the simplest ranker that no
 other beats for certain on the slice behind that and on some users' newest positives. Then the sources are fitted on all
 of the training part, and everything is measured on the test part, once. What is published are the same sources fitted
-on the whole log, because the newest events say most about tomorrow.
+on the whole log, because the newest events say most about tomorrow; where one fails there, those that were measured.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ from shortlist.training.rows import unheard, worth
 FOUND = f"recall@{DEPTHS[-1]}"
 EARLY = "early"
 """Where the sources live that are fitted on the first part only; not published."""
+WHOLE = "whole"
+"""Where the sources are fitted on everything, beside those that were measured."""
 DEPTH = 10
 SIMPLEST = (LogisticRegression, BoostedTrees, DeepCross)
 """Kinds of rankers, the one first whose orders are the easiest to explain."""
@@ -153,8 +155,8 @@ def train(
         verdict = judge(ground, sources, choice, learned.evaluation, force)
         if verdict.sources == sources.names:
             with steps.step("fit sources on everything"):
-                shutil.rmtree(draft / "sources", ignore_errors=True)
-                sources = fit_sources(ground, ground.before(ground.split.stop), draft, progress, sources)
+                sources, failed = fit_on_everything(ground, sources, draft, progress)
+            verdict = replace(verdict, findings=(*verdict.findings, *failed))
         with steps.step("publish"):
             manifest = describe(ground, learned.rows, sources, choice, verdict)
             fits = {name: round(seconds, 3) for name, seconds in (*sources.seconds.items(), *choice.seconds.items())}
@@ -178,6 +180,30 @@ def learn(ground: Ground, directory: Path, progress: Progress, steps: Steps) -> 
         evaluation = measure(ground, rows, sources, choice, directory, past, progress)
     shutil.rmtree(early)
     return Learned(directory, ground, rows, sources, choice, evaluation, past)
+
+
+def fit_on_everything(
+    ground: Ground, measured: FittedSources, directory: Path, progress: Progress
+) -> tuple[FittedSources, tuple[str, ...]]:
+    """Put sources that are fitted on the whole log in the place of those that were `measured`; and what failed.
+
+    Where one of them cannot be fitted any more, all stay as they were measured: without its candidates and columns
+    something would serve that nobody has measured.
+    """
+    whole = directory / WHOLE
+    whole.mkdir()
+    anew = fit_sources(ground, ground.before(ground.split.stop), whole, progress, measured)
+    failed: tuple[str, ...] = ()
+    if set(measured.names) <= set(anew.names):
+        measured = replace(anew, directory=directory)
+        shutil.rmtree(directory / "sources", ignore_errors=True)
+        if (whole / "sources").exists():  # popular items store nothing
+            (whole / "sources").rename(directory / "sources")
+    else:
+        kept = "so all sources serve as they were measured, fitted on what was before the held-out slice"
+        failed = tuple(f"fitted on the whole log, {finding}; {kept}" for finding in anew.findings)
+    shutil.rmtree(whole)
+    return measured, failed
 
 
 def fit_rankers(ground: Ground, rows: RankerRows, directory: Path, progress: Progress) -> Choice:
