@@ -153,6 +153,23 @@ def test_where_a_source_fails_on_everything_what_was_measured_is_published(
     assert {name.split("/")[0] for name in release.manifest.files} == {"sources", "rankers"}
 
 
+def test_a_source_that_fails_once_rankers_have_learned_from_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[str] = []
+
+    def fit(spec: Any, *lesson: Any) -> Any:
+        tries.append(spec.name)
+        if tries.count("two_tower") == 2:
+            raise NothingToLearnError("its attributes are out of bounds")
+        return fit_source(spec, *lesson)
+
+    monkeypatch.setattr("shortlist.training.dataset.fit_source", fit)
+    with pytest.raises(TrainingError, match=r"source two_tower was left out: its attributes .*; it could be fitted on"):
+        train(project(), log_of(taste_events(700)), tmp_path, seed=5)
+    assert Registry(tmp_path).versions() == []
+
+
 def test_what_is_measured_learned_nothing_from_the_held_out_part(trained: Release, tmp_path: Path) -> None:
     events = taste_events(700)
     cut = trained.manifest.details["split"]["cut"]

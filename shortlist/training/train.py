@@ -175,11 +175,23 @@ def learn(ground: Ground, directory: Path, progress: Progress, steps: Steps) -> 
     with steps.step("fit rankers"):
         choice = fit_rankers(ground, rows, directory, progress)
     with steps.step("fit sources"):
-        sources = fit_sources(ground, ground.before(ground.split.cut), directory, progress, sources)
+        first, sources = sources, fit_sources(ground, ground.before(ground.split.cut), directory, progress, sources)
+    refuse_lost(first, sources)
     with steps.step("evaluate"):
         evaluation = measure(ground, rows, sources, choice, directory, past, progress)
     shutil.rmtree(early)
     return Learned(directory, ground, rows, sources, choice, evaluation, past)
+
+
+def refuse_lost(first: FittedSources, sources: FittedSources) -> None:
+    """Raise TrainingError where a source could be fitted before, on less: rankers have learned from what it says."""
+    lost = [name for name in first.names if name not in sources.names]
+    if lost:
+        why = "; ".join(finding for finding in sources.findings if any(f"source {name} " in finding for name in lost))
+        raise TrainingError(
+            f"{why}; it could be fitted on the first part of the log, and rankers have learned from it: "
+            "mend what came later, or take the source out of the project"
+        )
 
 
 def fit_on_everything(
