@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from shortlist.events.labels import Labels
+from shortlist.events.labels import Labels, ObservedPositives
 from shortlist.events.log import MemoryLog
-from shortlist.events.schema import Entity
+from shortlist.events.schema import Entity, EventSchema
 from shortlist.features.definitions import EventType, Impression
 from shortlist.features.entities import Entities, Ragged
 from shortlist.features.hashing import Hashes, hash_strings
+from shortlist.features.table import FeatureTable
 from shortlist.project import Project
 from shortlist.retrieval.models.towers import AttributeColumn, Towers
 from shortlist.retrieval.models.words import words, words_of
@@ -192,16 +194,18 @@ def test_beside_a_positive_stands_what_the_latest_slate_showed_and_the_user_neve
         np.full(10, np.nan),
     )
     users, items = ids("u u v w u"), ids("a e a a q")
-    led = led_to(rows, users, items, np.array([50, 55, 31, 58, 59]))
+    position, at = np.array([50, 55, 31, 58, 59]), np.array([100, 50, 101, 50, 50])
+    led = led_to(rows, users, items, position, at, 101)
+    assert led_to(rows, users, items, position, at, 100).tolist() == [3, -1, -1, -1, -1]  # v came too late
     assert led.tolist() == [3, -1, 6, -1, -1]  # the latest slate of a before the action, not the one behind it
     found = shown_beside(rows, users, items, led)
     expected = [ids("d"), ids(""), ids("b"), ids(""), ids("")]  # u took e at another time, w and q were never shown
     assert [row[row != 0].tolist() for row in found] == [one.tolist() for one in expected]
     nobody, never, nothing = np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0)
     none = Judged(nobody, nobody, never, never, never, nothing, nothing)
-    assert led_to(none, users, items, np.zeros(5, np.int64)).tolist() == [-1] * 5
+    assert led_to(none, users, items, position, at, 101).tolist() == [-1] * 5
     assert not shown_beside(none, users, items, np.full(5, -1)).any()
-    assert shown_beside(none, nobody, nobody, led_to(none, nobody, nobody, never)).shape == (0, 4)
+    assert shown_beside(none, nobody, nobody, led_to(none, nobody, nobody, never, never, 101)).shape == (0, 4)
 
 
 def shop(spec: TwoTower) -> tuple[Project, MemoryLog]:
@@ -302,3 +306,46 @@ def test_cuda_is_where_it_is_learned_when_there_is_any(monkeypatch: pytest.Monke
         monkeypatch.setattr(torch.cuda, "is_available", lambda present=present: present)
         assert device_of().type == expected
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+@pytest.mark.parametrize("impressions", [True, False])
+def test_a_positive_knows_what_serving_knew_when_it_was_asked(impressions: bool) -> None:
+    """Whoever clicks and then watches was shown the film before both; without impressions each is asked for alone."""
+    member = Entity("user", mood=str)
+    click, see, slate = EventType("click", member, film), EventType("see", member, film), Impression(member, film)
+    clicked, gains = click.by(member).last("film", 5), dict[EventSchema, float]({click: 1.0, see: 2.0})
+    spec = TwoTower(clicked, user_attributes=("mood",))
+    labels = Labels(slate, gains, within="1h") if impressions else ObservedPositives(gains)
+    project = Project("films", member, film, [click, see, slate], labels, [clicked], sources=[spec])
+    assert project.problems() == []
+    log, table, rng = MemoryLog(project.schemas), FeatureTable(project.feature_set()), np.random.default_rng(0)
+    log.subscribe(table.update, 0)
+    known: list[tuple[NDArray[np.int64], str]] = []
+    moods: dict[str, str] = {}
+
+    def asked(who: str, now: int) -> tuple[NDArray[np.int64], str]:
+        ids = {"user": hash_strings([who]), "film": hash_strings(["f0"])}
+        return table.read(ids, now, {}, [clicked.name]).lists[clicked.name][0].copy(), moods.get(who, "")
+
+    for turn in range(60):
+        who, what, at = f"u{turn % 4}", f"f{turn % 7}", 200_000 * turn
+        before = asked(who, at)
+        if turn % 5:  # the others were found by searching, and no slate led to them
+            places = [
+                {"film": name, "position": place} for place, name in enumerate([what, f"f{rng.integers(7, 20)}"], 1)
+            ]
+            log.append(
+                [{"kind": "impression", "request": f"r{turn}", "user": who, "at": at, **each} for each in places]
+            )
+        moods[who] = f"m{turn}"  # between the slate and the action
+        log.append([{"kind": "user", "at": at, "user": who, "mood": moods[who]}], received=at)
+        for place, kind in enumerate(("click", "see"), 1):
+            known.append(before if impressions and turn % 5 else asked(who, at + place))
+            log.append([{"kind": kind, "at": at + place, "user": who, "film": what}], received=at + place)
+    log.append([{"kind": "film", "at": 10**8, "film": "f0"}], received=10**8)  # closes all windows
+    examples = examples_of(spec, survey(project, log, 0, lambda *_: None).lesson)
+    assert np.array_equal(examples.history, [past for past, _ in known])
+    mood = examples.columns["mood"]
+    assert isinstance(mood, Ragged)
+    said = [mood.values[start:stop].tolist() for start, stop in pairwise(mood.offsets.tolist())]
+    assert said == [hash_strings([one]).tolist() if one else [] for _, one in known]

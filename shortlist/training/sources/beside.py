@@ -12,11 +12,18 @@ MOST_BESIDE = 4
 """Items kept of each slate: drawn ones, because a slate's rows stand in drawn order."""
 
 
-def led_to(rows: Judged, users: Hashes, items: Hashes, position: NDArray[np.int64]) -> NDArray[np.int64]:
+def led_to(
+    rows: Judged,
+    users: Hashes,
+    items: Hashes,
+    position: NDArray[np.int64],
+    at: NDArray[np.int64],
+    within: int,
+) -> NDArray[np.int64]:
     """For each positive the row of the impression that led to it, shape (n,); -1 where none did.
 
-    `users`, `items` and log `position` are those of all positives. It is the latest one before the action in which the
-    item was shown and acted on.
+    `users`, `items`, log `position` and time `at` are those of all positives. It is the latest one before the action in
+    which the item was shown and acted on, at most `within` ms ago: who comes back later was led by something else.
     """
     shown, acted = combined(rows.user, rows.item), combined(users, items)
     found = np.full(len(users), -1)
@@ -28,7 +35,9 @@ def led_to(rows: Judged, users: Hashes, items: Hashes, position: NDArray[np.int6
     latest = np.maximum.accumulate(seen) if len(seen) else seen
     action = np.flatnonzero((order >= len(won)) & (latest >= 0))
     action = action[pair[order[action]] == pair[order[latest[action]]]]
-    found[order[action] - len(won)] = won[order[latest[action]]]
+    led, by = order[action] - len(won), won[order[latest[action]]]
+    recent = at[led] - rows.now[by] <= within
+    found[led[recent]] = by[recent]
     return found
 
 

@@ -20,6 +20,7 @@ from shortlist.features.entities import Entities
 from shortlist.features.hashing import Hashes
 from shortlist.features.program import FeatureSet
 from shortlist.features.replay import replay
+from shortlist.framing.durations import duration_ms
 from shortlist.pipeline.candidates import Column
 from shortlist.project import Project
 from shortlist.retrieval.models.factors import Factors
@@ -189,22 +190,26 @@ def texts_of(spec: TwoTower, items: Entities, directory: Path) -> Mapping[str, A
 def examples_of(spec: TwoTower, lesson: Lesson) -> TowerExamples:
     """The newest positives, each with what was known of its user strictly before.
 
-    Where impressions are logged, also with the context of the request that led to it, and what was shown beside it.
+    Where impressions are logged, that is before the slate that led to it, as when serving: who clicks and then watches
+    has a click behind them that no slate knew of. Then also with the context of its request, and what was shown beside.
     """
     from shortlist.training.towers.data import TowerExamples
 
     every, known, labels = lesson.positives, lesson.known, lesson.project.labels
     found = every.newest(MOST_EXAMPLES)
     users, items = known.users.hashes[found.user], known.items.hashes[found.item]
-    histories = histories_of(lesson, spec.history.name, users, found.position, found.at)
-    columns = attributes_of(known.users, spec.user_attributes, users, found.position)
-    beside = None
+    position, now = found.position.copy(), found.at.copy()
+    context, beside = {}, None
     if isinstance(labels, Labels):
         rows = shown(lesson.log, lesson.project, labels, 0, lesson.stop, lesson.seed)
         everybody = known.users.hashes[every.user], known.items.hashes[every.item]
-        led = led_to(rows, *everybody, every.position)
+        led = led_to(rows, *everybody, every.position, every.at, duration_ms(labels.within))
         beside = shown_beside(rows, *everybody, led)[-len(found) :]
-        columns |= context_at(rows.context, spec.context, led[-len(found) :])
+        led = led[-len(found) :]
+        context, asked = context_at(rows.context, spec.context, led), led >= 0
+        position[asked], now[asked] = rows.position[led[asked]], rows.now[led[asked]]
+    histories = histories_of(lesson, spec.history.name, users, position, now)
+    columns = attributes_of(known.users, spec.user_attributes, users, position) | context
     return TowerExamples(users, histories, items, found.at, columns, beside)
 
 
