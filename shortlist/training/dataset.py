@@ -30,6 +30,7 @@ from shortlist.training.rankers.fitting import NothingToLearnError, RankingData
 from shortlist.training.rankers.linear import PlaceEffect
 from shortlist.training.requests import Requests, requests_of
 from shortlist.training.rows import Judged, blend, columns_of, drawn, everyone, observed_positives, shown, worth
+from shortlist.training.sources.beside import with_context
 from shortlist.training.sources.fitting import Lesson, fit_source, row_columns
 from shortlist.training.split import Split, split_by_time
 
@@ -128,7 +129,7 @@ def survey(project: Project, log: EventLog, seed: int, progress: Progress, posit
             f"none of the {stop} events of the log names a {project.item.name!r}, so there is nothing to rank; "
             f"ingest events of the kinds {', '.join(schema.kind for schema in project.events)}"
         )
-    positives = observed_positives(log, project, known, stop)
+    positives = with_context(observed_positives(log, project, known, stop), log, project, known, stop, seed)
     progress("read the log", 1.0)
     lesson = Lesson(project, project.feature_set(), log, known, positives, stop, seed)
     return Ground(lesson, split_by_time(positives.position, positives.at, stop))

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
+from shortlist.events.labels import Labels
+from shortlist.events.log import EventLog
+from shortlist.features.context import taken
 from shortlist.features.hashing import Hashes, combined
-from shortlist.training.rows import Judged
+from shortlist.framing.durations import duration_ms
+from shortlist.project import Project
+from shortlist.training.requests import Positives
+from shortlist.training.rows import Judged, Known, shown
 
 MOST_BESIDE = 4
 """Items kept of each slate: drawn ones, because a slate's rows stand in drawn order."""
@@ -56,3 +64,19 @@ def shown_beside(rows: Judged, users: Hashes, items: Hashes, led: NDArray[np.int
     beside = np.zeros((len(users), MOST_BESIDE), np.uint64)
     beside[led >= 0] = slates[rows.request[led[led >= 0]]]
     return beside
+
+
+def with_context(
+    positives: Positives, log: EventLog, project: Project, known: Known, stop: int, seed: int
+) -> Positives:
+    """The same positives and what the requests said that led to them, so that the past can be asked as it was.
+
+    As they are where no context is declared, or nobody knows what was shown.
+    """
+    labels = project.labels
+    if not project.context or not isinstance(labels, Labels):
+        return positives
+    rows = shown(log, project, labels, 0, stop, seed)
+    users, items = known.users.hashes[positives.user], known.items.hashes[positives.item]
+    led = led_to(rows, users, items, positives.position, positives.at, duration_ms(labels.within))
+    return replace(positives, context=taken(rows.context, led))

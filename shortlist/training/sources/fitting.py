@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from shortlist.events.labels import Labels
 from shortlist.events.log import EventLog
 from shortlist.features.columns import Rows
-from shortlist.features.context import Context
+from shortlist.features.context import Context, taken
 from shortlist.features.entities import Entities
 from shortlist.features.hashing import Hashes
 from shortlist.features.program import FeatureSet
@@ -216,12 +216,8 @@ def examples_of(spec: TwoTower, lesson: Lesson) -> TowerExamples:
 def context_at(context: Context, names: Iterable[str], rows: NDArray[np.int64]) -> dict[str, AttributeColumn]:
     """The context values of some rows, as a tower reads them; row -1 has none of them."""
     columns: dict[str, AttributeColumn] = {}
-    for name in names:
-        values = context[name]
-        if values.dtype != object:
-            columns[name] = np.where(rows >= 0, np.append(values, np.nan)[rows], np.nan)
-            continue
-        columns[name] = words_said([values[row] if row >= 0 else None for row in rows])
+    for name, values in taken({name: context[name] for name in names}, rows).items():
+        columns[name] = values if values.dtype != object else words_said(values.tolist())
     return columns
 
 
