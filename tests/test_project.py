@@ -15,6 +15,7 @@ from shortlist import (
     DeepCross,
     Entity,
     EventType,
+    FactorizationMachine,
     GraphFilter,
     Guardrail,
     Impression,
@@ -140,6 +141,16 @@ MISTAKES: dict[str, tuple[dict[str, object], str, str]] = {
         "did you mean 'genres'?",
     ),
     "tower text": ({"sources": [TwoTower(history, user_attributes="age")]}, "attribute of user as 'age'", "('age',)"),
+    "attribute and context": (
+        {"sources": [TwoTower(history, context=("age",))], "context": {"age": int}},
+        "two_tower names 'age', which is an attribute of user and a context value too",
+        "rename one of the two",
+    ),
+    "attribute of a machine and context": (
+        {"sources": [FactorizationMachine(("age",))], "context": {"age": int}},
+        "factorization_machine names 'age', which is an attribute of user and a context value too",
+        "rename one of the two",
+    ),
     "quota": ({"sources": [Popular(quota=0)]}, "popular's quota is 0", "at least 1"),
     "half-life": ({"sources": [Popular(half_life="a year")]}, "popular's half_life is 'a year'", "such as '30d'"),
     "neighbours": ({"sources": [CoVisitation(history, neighbours=2.5)]}, "neighbours is 2.5", "whole number"),  # type: ignore[arg-type]
