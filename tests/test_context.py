@@ -31,7 +31,7 @@ from shortlist.features.replay import replay
 from shortlist.features.table import FeatureTable
 from shortlist.retrieval.models.towers import Towers, context_columns
 from shortlist.training.comparing.tradeoffs import trade_offs
-from shortlist.training.dataset import survey
+from shortlist.training.dataset import fit_sources, survey
 from shortlist.training.requests import requests_of
 from shortlist.training.rows import columns_of, shown
 from shortlist.training.sources.fitting import context_at, examples_of, fit_source, row_columns
@@ -198,6 +198,15 @@ def test_the_past_is_asked_as_it_was_with_the_context_of_its_requests() -> None:
     told = [values_of(requests.context, number) for number in range(len(requests))]
     asked = [{"device": ("phone", "desk")[turn % 2], "amount": 2.0 + turn % 3} for turn in range(400)]
     assert told == [*asked, {}]  # nobody showed the last one
+
+
+def test_a_context_that_nobody_logged_is_named_by_training(tmp_path: Path) -> None:
+    project, log = shop(20)
+    for labels, count in ((project.labels, 0), (ObservedPositives({watch: 1.0}), 1)):
+        ground = survey(replace(project, labels=labels), log, 0, lambda *_: None)
+        found = fit_sources(ground, ground.lesson, tmp_path, lambda *_: None).findings
+        assert len(found) == count
+        assert all("two_tower does not look at the context (device): without impressions" in one for one in found)
 
 
 def test_values_of_any_type_become_what_a_tower_reads() -> None:

@@ -23,7 +23,7 @@ from shortlist.pipeline.runner import Pipeline
 from shortlist.pipeline.stages import Source
 from shortlist.project import Project
 from shortlist.retrieval.catalogue import Catalogue
-from shortlist.retrieval.specs import Popular, SourceSpec
+from shortlist.retrieval.specs import Popular, SourceSpec, TwoTower
 from shortlist.training.assembly import load_retrieval
 from shortlist.training.backtest import LiveColumns, Past, Progress
 from shortlist.training.rankers.fitting import NothingToLearnError, RankingData
@@ -143,7 +143,7 @@ def fit_sources(
     `earlier` are the same sources fitted on less.
     """
     figures: dict[str, Mapping[str, Any]] = {}
-    findings = []
+    findings: list[str] = []
     seconds = {} if earlier is None else dict(earlier.seconds)
     for spec in ground.sources:
         place, begun = directory / "sources" / spec.name, time.perf_counter()
@@ -151,12 +151,22 @@ def fit_sources(
             before = None if earlier is None else earlier.figures.get(spec.name)
             figures[spec.name] = fit_source(spec, lesson, place, before, progress)
             seconds[spec.name] = seconds.get(spec.name, 0.0) + time.perf_counter() - begun
+            findings += unasked(spec, ground.project)
         except NothingToLearnError as error:
             shutil.rmtree(place, ignore_errors=True)
             findings.append(f"source {spec.name} was left out: {error}")
     if not figures:
         figures[Popular().name] = fit_source(Popular(), lesson, directory, None, progress)
     return FittedSources(directory, tuple(figures), figures, tuple(findings), seconds)
+
+
+def unasked(spec: SourceSpec, project: Project) -> list[str]:
+    """The context that a source declares and cannot learn from, with the reason."""
+    names = ", ".join(spec.context) if isinstance(spec, TwoTower) else ""
+    if not names or isinstance(project.labels, Labels):
+        return []
+    reason = "without impressions nobody knows what a request said; log some, and declare Labels(...)"
+    return [f"source {spec.name} does not look at the context ({names}): {reason}"]
 
 
 def pipeline_of(ground: Ground, sources: FittedSources, table: FeatureTable) -> tuple[Pipeline, Source]:
