@@ -85,6 +85,24 @@ def test_ids_alone_are_enough(tmp_path: Path) -> None:
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize(("rate", "batch"), [(1e9, 64), (1e9, 1_024)])
+def test_towers_that_diverge_are_refused(rate: float, batch: int, tmp_path: Path) -> None:
+    """Nothing is a number any more; or every vector is nothing, whose scores are all alike."""
+    examples, _ = two_camps(400)
+    spec = replace(SPEC, learning_rate=rate, batch=batch)
+    with pytest.raises(ValueError, match="diverged; lower the learning rate"):
+        fit_towers(spec, examples, TowerItems(named(np.arange(FILMS)), {}), tmp_path, epochs=1)
+
+
+@pytest.mark.parametrize("side", ["user_vectors", "item_vectors"])
+def test_towers_of_which_one_diverges_are_refused(side: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples, _ = two_camps(100)
+    vectors = getattr(Fitting, side)
+    monkeypatch.setattr(Fitting, side, lambda *given: vectors(*given) * np.nan)
+    with pytest.raises(ValueError, match="diverged"):
+        fit_towers(SPEC, examples, TowerItems(named(np.arange(FILMS)), {}), tmp_path, epochs=1)
+
+
 @pytest.mark.parametrize("kind", ["category", "number"])
 def test_a_new_film_stands_where_its_attributes_put_it(kind: str) -> None:
     """A film without an id is neither above nor below those that are like it, and above all that are not."""
