@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from shortlist.training.rows import Judged
 from shortlist.training.sources.beside import led_to, shown_beside
 from shortlist.training.sources.fitting import examples_of, fit_source
 from shortlist.training.towers import fitting as learning
-from shortlist.training.towers.data import Encoding, TowerExamples, TowerItems, in_order_of_hash
+from shortlist.training.towers.data import Encoding, TowerExamples, TowerItems, in_order_of_hash, recency
 from shortlist.training.towers.fitting import Fitting, device_of, fit, fit_towers, prepared
 
 user, film = Entity("user"), Entity("film", title=str, tags=list[str], year=int)
@@ -367,3 +368,82 @@ def test_a_positive_knows_what_serving_knew_when_it_was_asked(impressions: bool)
     assert isinstance(mood, Ragged)
     said = [mood.values[start:stop].tolist() for start, stop in pairwise(mood.offsets.tolist())]
     assert said == [hash_strings([one]).tolist() if one else [] for _, one in known]
+
+
+def test_films_that_nobody_acted_on_are_learned_to_be_unwanted() -> None:
+    """No batch has them among its positives: they are drawn as further negatives, or nobody ever learns of them."""
+    examples, _ = two_camps(2_000)
+    here = np.flatnonzero(np.isin(examples.item, named(np.arange(50))))
+    past = np.zeros((len(here), 8), np.uint64)
+    examples = TowerExamples(examples.user[here], past, examples.item[here], np.arange(len(here)), {})
+    items = TowerItems(named(np.arange(FILMS)), {})
+    fitting = fitted(SPEC, examples, items, 4)
+    place = np.searchsorted(np.sort(items.hashes), items.hashes)
+    scores = (fitting.user_vectors(torch.arange(200)) @ fitting.item_vectors().T).numpy()[:, place]
+    assert scores[:, 50:].mean() < scores[:, :50].mean() - 0.3
+
+
+def test_what_the_same_user_liked_is_no_negative(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning, "UNIFORM", 0.0)
+    items, losses = TowerItems(np.sort(named(np.arange(FILMS))), {}), []
+    for people in (["ann", "ann"], ["ann", "bob"]):
+        nothing = np.zeros((2, 8), np.uint64)
+        examples = TowerExamples(hash_strings(people), nothing, items.hashes[:2], np.arange(2), {})
+        fitting, _ = prepared(SPEC, examples, items, 0)
+        losses.append(fitting.loss(torch.arange(2)).item())
+    assert losses[0] == pytest.approx(0, abs=1e-6)  # nothing is left to choose from
+    assert losses[1] > 0.01
+
+
+def test_learning_stops_when_it_gets_no_better_and_keeps_its_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    examples, _ = two_camps(300)
+    fitting, _ = prepared(SPEC, examples, TowerItems(np.sort(named(np.arange(FILMS))), {}), 0)
+    told, seen = iter([0.1, 0.5, 0.4, 0.5, 0.9]), list[torch.Tensor]()
+
+    def recall(given: Fitting, *_: object) -> float:
+        seen.append(given.model.item.ids.detach().clone())
+        return next(told)
+
+    monkeypatch.setattr(Fitting, "recall", recall)
+    assert fit(fitting, torch.arange(250), torch.arange(250, 300), 5, 5, lambda *_: None) == (2, 0.5)
+    assert len(seen) == 4
+    assert not torch.equal(seen[1], seen[3])
+    assert torch.equal(fitting.model.item.ids, seen[1])
+
+
+def test_the_newest_decide_when_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples, _ = two_camps(400)
+    at, parts = np.random.default_rng(1).permutation(400), list[torch.Tensor]()
+
+    def watched(*given: Any) -> tuple[int, float]:
+        parts.extend(given[1:3])
+        return 1, 0.5
+
+    monkeypatch.setattr(learning, "fit", watched)
+    fit_towers(SPEC, replace(examples, at=at), TowerItems(named(np.arange(FILMS)), {}), tmp_path)
+    learned, held_out = (np.sort(at[part.numpy()]) for part in parts)
+    assert learned.tolist() == list(range(360))
+    assert held_out.tolist() == list(range(360, 400))
+
+
+def test_how_long_ago_an_item_was_is_learned() -> None:
+    """Only the newest film says which one comes next; the seven before it are anything."""
+    rng, n = np.random.default_rng(0), 3_000
+    past = rng.integers(0, FILMS // 2, (n, 8))
+    before, after = named(past.ravel()).reshape(n, 8), named(past[:, 0] + FILMS // 2)
+    examples = TowerExamples(np.zeros(n, np.uint64), before, after, np.arange(n), {})
+    fitting = fitted(SPEC, examples, TowerItems(named(np.arange(FILMS)), {}), 4)
+    by_age = fitting.model.recency.detach()
+    assert by_age[0] > by_age[1:].max() + 0.5
+    places = torch.tensor([[0, 3], [5, 2]])
+    weights = torch.softmax(fitting.model.worth.detach()[places][:, :, 0] + by_age[torch.tensor([0, 4])], dim=1)
+    pooled = fitting.model.pooled(places, torch.tensor([0, 4])).detach()
+    assert torch.allclose(pooled[1], weights[1] @ fitting.model.item.ids.detach()[places[1]], atol=1e-5)
+
+
+def test_the_newest_examples_count_most_and_one_on_average() -> None:
+    at = np.random.default_rng(0).permutation(1_000)
+    weights = recency(at)[np.argsort(at)]
+    assert weights.mean() == pytest.approx(1, rel=1e-5)
+    assert (np.diff(weights) > 0).all()
+    assert weights[-1] / weights[0] == pytest.approx(1 / 0.1, rel=0.02)
