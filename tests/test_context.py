@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shortlist import Entity, EventType, Impression, Labels, Project, TwoTower, request_feature
+from shortlist import (
+    Entity,
+    EventType,
+    Impression,
+    Labels,
+    ObservedPositives,
+    Popular,
+    Project,
+    TwoTower,
+    request_feature,
+)
 from shortlist.events.log import MemoryLog
 from shortlist.features.columns import Rows
-from shortlist.features.context import context_of, encode
+from shortlist.features.context import context_of, encode, values_of
 from shortlist.features.hashing import hash_strings
 from shortlist.features.replay import replay
 from shortlist.features.table import FeatureTable
 from shortlist.retrieval.models.towers import Towers, context_columns
-from shortlist.training.dataset import survey
+from shortlist.training.comparing.tradeoffs import trade_offs
+from shortlist.training.dataset import fit_sources, survey
+from shortlist.training.requests import requests_of
 from shortlist.training.rows import columns_of, shown
 from shortlist.training.sources.fitting import context_at, examples_of, fit_source, row_columns
 
@@ -82,7 +95,7 @@ def test_what_cannot_be_read_or_is_of_another_type_is_missing_and_counted() -> N
     assert encode({}) is None
 
 
-def shop(turns: int = 300) -> tuple[Project, MemoryLog]:
+def shop(turns: int = 300, users: int = 20) -> tuple[Project, MemoryLog]:
     """On a phone everybody wants films of the one half, elsewhere those of the other; ids and histories say nothing."""
     towers = TwoTower(history, context=("device",), dimensions=16, epochs=6)
     declared: dict[str, Any] = {"device": str, "amount": float}
@@ -105,7 +118,7 @@ def shop(turns: int = 300) -> tuple[Project, MemoryLog]:
         half = np.arange(FILMS) % 2 == turn % 2
         wanted = int(rng.choice(np.flatnonzero(half)))
         slate = [wanted, *rng.choice(np.flatnonzero(~half), 3, replace=False).tolist()]
-        seen = {"at": at, "user": f"u{rng.integers(20)}"}
+        seen = {"at": at, "user": f"u{rng.integers(users)}"}
         request = {"request": f"r{turn}", "context": encode({"device": device, "amount": 2.0 + turn % 3}), **seen}
         places = [{"film": f"f{n}", "position": place} for place, n in enumerate(slate, 1)]
         events = [{"kind": "impression", **place, **request} for place in places]
@@ -170,6 +183,30 @@ def test_towers_learn_from_the_context_of_the_request_that_led_to_an_action(tmp_
         scores = towers.index.vectors_of(films) @ vector
         found[name] = float(scores[::2].mean() - scores[1::2].mean())
     assert found["phone"] > found["desk"] + 0.3
+
+
+def test_the_past_is_asked_as_it_was_with_the_context_of_its_requests() -> None:
+    """Half of the films fit what a request says, which is all that is known of who comes but once."""
+    project, log = shop(400, 10**9)
+    (towers,) = project.sources
+    assert isinstance(towers, TwoTower)
+    whole = replace(project, sources=[Popular(), replace(towers, batch=32, learning_rate=0.01)])
+    methods = {method.name: method for method in trade_offs(whole, log, 0, lambda *_: None).methods}
+    recall = {name: methods[name].value("recall@10") for name in ("two_tower", "popularity")}
+    assert recall["two_tower"] > recall["popularity"] + 0.2
+    requests = requests_of(survey(project, log, 0, lambda *_: None).lesson.positives, 5, 1_000)
+    told = [values_of(requests.context, number) for number in range(len(requests))]
+    asked = [{"device": ("phone", "desk")[turn % 2], "amount": 2.0 + turn % 3} for turn in range(400)]
+    assert told == [*asked, {}]  # nobody showed the last one
+
+
+def test_a_context_that_nobody_logged_is_named_by_training(tmp_path: Path) -> None:
+    project, log = shop(20)
+    for labels, count in ((project.labels, 0), (ObservedPositives({watch: 1.0}), 1)):
+        ground = survey(replace(project, labels=labels), log, 0, lambda *_: None)
+        found = fit_sources(ground, ground.lesson, tmp_path, lambda *_: None).findings
+        assert len(found) == count
+        assert all("two_tower does not look at the context (device): without impressions" in one for one in found)
 
 
 def test_values_of_any_type_become_what_a_tower_reads() -> None:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from shortlist.events.labels import Labels
+from shortlist.events.labels import Labels, ObservedPositives
 from shortlist.events.log import MemoryLog
-from shortlist.events.schema import Entity
+from shortlist.events.schema import Entity, EventSchema
 from shortlist.features.definitions import EventType, Impression
 from shortlist.features.entities import Entities, Ragged
 from shortlist.features.hashing import Hashes, hash_strings
+from shortlist.features.table import FeatureTable
 from shortlist.project import Project
 from shortlist.retrieval.models.towers import AttributeColumn, Towers
 from shortlist.retrieval.models.words import words, words_of
@@ -26,7 +29,7 @@ from shortlist.training.rows import Judged
 from shortlist.training.sources.beside import led_to, shown_beside
 from shortlist.training.sources.fitting import examples_of, fit_source
 from shortlist.training.towers import fitting as learning
-from shortlist.training.towers.data import Encoding, TowerExamples, TowerItems, in_order_of_hash
+from shortlist.training.towers.data import Encoding, TowerExamples, TowerItems, in_order_of_hash, recency
 from shortlist.training.towers.fitting import Fitting, device_of, fit, fit_towers, prepared
 
 user, film = Entity("user"), Entity("film", title=str, tags=list[str], year=int)
@@ -81,6 +84,24 @@ def test_ids_alone_are_enough(tmp_path: Path) -> None:
     vectors = towers.user_vectors(examples.user[:50], examples.history[:50], {})
     assert towers.columns == ()
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rate", "batch"), [(1e9, 64), (1e9, 1_024)])
+def test_towers_that_diverge_are_refused(rate: float, batch: int, tmp_path: Path) -> None:
+    """Nothing is a number any more; or every vector is nothing, whose scores are all alike."""
+    examples, _ = two_camps(400)
+    spec = replace(SPEC, learning_rate=rate, batch=batch)
+    with pytest.raises(ValueError, match="diverged; lower the learning rate"):
+        fit_towers(spec, examples, TowerItems(named(np.arange(FILMS)), {}), tmp_path, epochs=1)
+
+
+@pytest.mark.parametrize("side", ["user_vectors", "item_vectors"])
+def test_towers_of_which_one_diverges_are_refused(side: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples, _ = two_camps(100)
+    vectors = getattr(Fitting, side)
+    monkeypatch.setattr(Fitting, side, lambda *given: vectors(*given) * np.nan)
+    with pytest.raises(ValueError, match="diverged"):
+        fit_towers(SPEC, examples, TowerItems(named(np.arange(FILMS)), {}), tmp_path, epochs=1)
 
 
 @pytest.mark.parametrize("kind", ["category", "number"])
@@ -192,16 +213,18 @@ def test_beside_a_positive_stands_what_the_latest_slate_showed_and_the_user_neve
         np.full(10, np.nan),
     )
     users, items = ids("u u v w u"), ids("a e a a q")
-    led = led_to(rows, users, items, np.array([50, 55, 31, 58, 59]))
+    position, at = np.array([50, 55, 31, 58, 59]), np.array([100, 50, 101, 50, 50])
+    led = led_to(rows, users, items, position, at, 101)
+    assert led_to(rows, users, items, position, at, 100).tolist() == [3, -1, -1, -1, -1]  # v came too late
     assert led.tolist() == [3, -1, 6, -1, -1]  # the latest slate of a before the action, not the one behind it
     found = shown_beside(rows, users, items, led)
     expected = [ids("d"), ids(""), ids("b"), ids(""), ids("")]  # u took e at another time, w and q were never shown
     assert [row[row != 0].tolist() for row in found] == [one.tolist() for one in expected]
     nobody, never, nothing = np.empty(0, np.uint64), np.empty(0, np.int64), np.empty(0)
     none = Judged(nobody, nobody, never, never, never, nothing, nothing)
-    assert led_to(none, users, items, np.zeros(5, np.int64)).tolist() == [-1] * 5
+    assert led_to(none, users, items, position, at, 101).tolist() == [-1] * 5
     assert not shown_beside(none, users, items, np.full(5, -1)).any()
-    assert shown_beside(none, nobody, nobody, led_to(none, nobody, nobody, never)).shape == (0, 4)
+    assert shown_beside(none, nobody, nobody, led_to(none, nobody, nobody, never, never, 101)).shape == (0, 4)
 
 
 def shop(spec: TwoTower) -> tuple[Project, MemoryLog]:
@@ -302,3 +325,125 @@ def test_cuda_is_where_it_is_learned_when_there_is_any(monkeypatch: pytest.Monke
         monkeypatch.setattr(torch.cuda, "is_available", lambda present=present: present)
         assert device_of().type == expected
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+@pytest.mark.parametrize("impressions", [True, False])
+def test_a_positive_knows_what_serving_knew_when_it_was_asked(impressions: bool) -> None:
+    """Whoever clicks and then watches was shown the film before both; without impressions each is asked for alone."""
+    member = Entity("user", mood=str)
+    click, see, slate = EventType("click", member, film), EventType("see", member, film), Impression(member, film)
+    clicked, gains = click.by(member).last("film", 5), dict[EventSchema, float]({click: 1.0, see: 2.0})
+    spec = TwoTower(clicked, user_attributes=("mood",))
+    labels = Labels(slate, gains, within="1h") if impressions else ObservedPositives(gains)
+    project = Project("films", member, film, [click, see, slate], labels, [clicked], sources=[spec])
+    assert project.problems() == []
+    log, table, rng = MemoryLog(project.schemas), FeatureTable(project.feature_set()), np.random.default_rng(0)
+    log.subscribe(table.update, 0)
+    known: list[tuple[NDArray[np.int64], str]] = []
+    moods: dict[str, str] = {}
+
+    def asked(who: str, now: int) -> tuple[NDArray[np.int64], str]:
+        ids = {"user": hash_strings([who]), "film": hash_strings(["f0"])}
+        return table.read(ids, now, {}, [clicked.name]).lists[clicked.name][0].copy(), moods.get(who, "")
+
+    for turn in range(60):
+        who, what, at = f"u{turn % 4}", f"f{turn % 7}", 200_000 * turn
+        before = asked(who, at)
+        if turn % 5:  # the others were found by searching, and no slate led to them
+            places = [
+                {"film": name, "position": place} for place, name in enumerate([what, f"f{rng.integers(7, 20)}"], 1)
+            ]
+            log.append(
+                [{"kind": "impression", "request": f"r{turn}", "user": who, "at": at, **each} for each in places]
+            )
+        moods[who] = f"m{turn}"  # between the slate and the action
+        log.append([{"kind": "user", "at": at, "user": who, "mood": moods[who]}], received=at)
+        for place, kind in enumerate(("click", "see"), 1):
+            known.append(before if impressions and turn % 5 else asked(who, at + place))
+            log.append([{"kind": kind, "at": at + place, "user": who, "film": what}], received=at + place)
+    log.append([{"kind": "film", "at": 10**8, "film": "f0"}], received=10**8)  # closes all windows
+    examples = examples_of(spec, survey(project, log, 0, lambda *_: None).lesson)
+    assert np.array_equal(examples.history, [past for past, _ in known])
+    mood = examples.columns["mood"]
+    assert isinstance(mood, Ragged)
+    said = [mood.values[start:stop].tolist() for start, stop in pairwise(mood.offsets.tolist())]
+    assert said == [hash_strings([one]).tolist() if one else [] for _, one in known]
+
+
+def test_films_that_nobody_acted_on_are_learned_to_be_unwanted() -> None:
+    """No batch has them among its positives: they are drawn as further negatives, or nobody ever learns of them."""
+    examples, _ = two_camps(2_000)
+    here = np.flatnonzero(np.isin(examples.item, named(np.arange(50))))
+    past = np.zeros((len(here), 8), np.uint64)
+    examples = TowerExamples(examples.user[here], past, examples.item[here], np.arange(len(here)), {})
+    items = TowerItems(named(np.arange(FILMS)), {})
+    fitting = fitted(SPEC, examples, items, 4)
+    place = np.searchsorted(np.sort(items.hashes), items.hashes)
+    scores = (fitting.user_vectors(torch.arange(200)) @ fitting.item_vectors().T).numpy()[:, place]
+    assert scores[:, 50:].mean() < scores[:, :50].mean() - 0.3
+
+
+def test_what_the_same_user_liked_is_no_negative(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning, "UNIFORM", 0.0)
+    items, losses = TowerItems(np.sort(named(np.arange(FILMS))), {}), []
+    for people in (["ann", "ann"], ["ann", "bob"]):
+        nothing = np.zeros((2, 8), np.uint64)
+        examples = TowerExamples(hash_strings(people), nothing, items.hashes[:2], np.arange(2), {})
+        fitting, _ = prepared(SPEC, examples, items, 0)
+        losses.append(fitting.loss(torch.arange(2)).item())
+    assert losses[0] == pytest.approx(0, abs=1e-6)  # nothing is left to choose from
+    assert losses[1] > 0.01
+
+
+def test_learning_stops_when_it_gets_no_better_and_keeps_its_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    examples, _ = two_camps(300)
+    fitting, _ = prepared(SPEC, examples, TowerItems(np.sort(named(np.arange(FILMS))), {}), 0)
+    told, seen = iter([0.1, 0.5, 0.4, 0.5, 0.9]), list[torch.Tensor]()
+
+    def recall(given: Fitting, *_: object) -> float:
+        seen.append(given.model.item.ids.detach().clone())
+        return next(told)
+
+    monkeypatch.setattr(Fitting, "recall", recall)
+    assert fit(fitting, torch.arange(250), torch.arange(250, 300), 5, 5, lambda *_: None) == (2, 0.5)
+    assert len(seen) == 4
+    assert not torch.equal(seen[1], seen[3])
+    assert torch.equal(fitting.model.item.ids, seen[1])
+
+
+def test_the_newest_decide_when_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples, _ = two_camps(400)
+    at, parts = np.random.default_rng(1).permutation(400), list[torch.Tensor]()
+
+    def watched(*given: Any) -> tuple[int, float]:
+        parts.extend(given[1:3])
+        return 1, 0.5
+
+    monkeypatch.setattr(learning, "fit", watched)
+    fit_towers(SPEC, replace(examples, at=at), TowerItems(named(np.arange(FILMS)), {}), tmp_path)
+    learned, held_out = (np.sort(at[part.numpy()]) for part in parts)
+    assert learned.tolist() == list(range(360))
+    assert held_out.tolist() == list(range(360, 400))
+
+
+def test_how_long_ago_an_item_was_is_learned() -> None:
+    """Only the newest film says which one comes next; the seven before it are anything."""
+    rng, n = np.random.default_rng(0), 3_000
+    past = rng.integers(0, FILMS // 2, (n, 8))
+    before, after = named(past.ravel()).reshape(n, 8), named(past[:, 0] + FILMS // 2)
+    examples = TowerExamples(np.zeros(n, np.uint64), before, after, np.arange(n), {})
+    fitting = fitted(SPEC, examples, TowerItems(named(np.arange(FILMS)), {}), 4)
+    by_age = fitting.model.recency.detach()
+    assert by_age[0] > by_age[1:].max() + 0.5
+    places = torch.tensor([[0, 3], [5, 2]])
+    weights = torch.softmax(fitting.model.worth.detach()[places][:, :, 0] + by_age[torch.tensor([0, 4])], dim=1)
+    pooled = fitting.model.pooled(places, torch.tensor([0, 4])).detach()
+    assert torch.allclose(pooled[1], weights[1] @ fitting.model.item.ids.detach()[places[1]], atol=1e-5)
+
+
+def test_the_newest_examples_count_most_and_one_on_average() -> None:
+    at = np.random.default_rng(0).permutation(1_000)
+    weights = recency(at)[np.argsort(at)]
+    assert weights.mean() == pytest.approx(1, rel=1e-5)
+    assert (np.diff(weights) > 0).all()
+    assert weights[-1] / weights[0] == pytest.approx(1 / 0.1, rel=0.02)

@@ -48,6 +48,18 @@ def context_of(declared: Mapping[str, FieldType], texts: pa.Array) -> tuple[Cont
     return columns, int(unreadable)
 
 
+def taken(context: Context, rows: NDArray[np.int64]) -> Context:
+    """The context of some rows; row -1 has said nothing."""
+    missing: Any = {True: None, False: np.nan}
+    return {name: np.append(values, missing[values.dtype == object])[rows] for name, values in context.items()}
+
+
+def values_of(context: Context, row: int) -> dict[str, Any]:
+    """What one row's request said, as a query has it: what is missing is left out."""
+    values = {name: column[row] for name, column in context.items()}
+    return {n: v for n, v in values.items() if v is not None and not (isinstance(v, float) and math.isnan(v))}
+
+
 def _read(text: str) -> dict[str, Any] | None:
     try:
         known = json.loads(text)

@@ -49,6 +49,7 @@ def source_problems(
         yield from _of_text_encoder(source, place)
     if known and isinstance(source, TwoTower | FactorizationMachine):
         yield from _of_names(source, user, item, context, place)
+        yield from _of_one_name_for_two(source, user, context, place)
     if known and isinstance(source, FactorizationMachine):
         yield from _of_amounts(source, user, item, place)
 
@@ -82,6 +83,19 @@ def _of_names(
         for name in names:
             if name not in known:
                 yield Problem(place, f"{source.name} names the {what} {name!r}", nearest(str(name), known))
+
+
+def _of_one_name_for_two(
+    source: TwoTower | FactorizationMachine, user: Entity, context: Any, place: str
+) -> Iterator[Problem]:
+    """What a source looks at is an attribute or a context value: of two with one name, serving reads the attribute."""
+    if not isinstance(context, Mapping):  # said elsewhere
+        return
+    asked = source.context if isinstance(source, TwoTower) else ()
+    for name in dict.fromkeys((*source.user_attributes, *asked)):
+        if name in user.attributes and name in context:
+            what = f"{source.name} names {name!r}, which is an attribute of {user.name} and a context value too"
+            yield Problem(place, what, f"rename one of the two, such as the context value to 'request_{name}'")
 
 
 def _of_amounts(machine: FactorizationMachine, user: Entity, item: Entity, place: str) -> Iterator[Problem]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from shortlist.events.batch import Batch
 from shortlist.events.log import EventLog
+from shortlist.features.context import values_of
 from shortlist.features.hashing import hash_strings
 from shortlist.features.table import FeatureTable
 from shortlist.pipeline.candidates import NOTHING, Candidates
@@ -74,6 +75,7 @@ def ask(
             now=int(requests.now[number]),
             request=str(number),
             deadline=Deadline(math.inf),
+            context=values_of(requests.context, number),
         )
         for stage in pipeline.understand:
             for name, value in stage.learn(query).items():

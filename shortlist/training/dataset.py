@@ -30,6 +30,7 @@ from shortlist.training.rankers.fitting import NothingToLearnError, RankingData
 from shortlist.training.rankers.linear import PlaceEffect
 from shortlist.training.requests import Requests, requests_of
 from shortlist.training.rows import Judged, blend, columns_of, drawn, everyone, observed_positives, shown, worth
+from shortlist.training.sources.beside import with_context
 from shortlist.training.sources.fitting import Lesson, fit_source, row_columns
 from shortlist.training.split import Split, split_by_time
 
@@ -131,7 +132,7 @@ def survey(project: Project, log: EventLog, seed: int, progress: Progress, posit
             f"none of the {stop} events of the log names a {project.item.name!r}, so there is nothing to rank; "
             f"ingest events of the kinds {', '.join(schema.kind for schema in project.events)}"
         )
-    positives = observed_positives(log, project, known, stop)
+    positives = with_context(observed_positives(log, project, known, stop), log, project, known, stop, seed)
     progress("read the log", 1.0)
     lesson = Lesson(project, project.feature_set(), log, known, positives, stop, seed)
     return Ground(lesson, split_by_time(positives.position, positives.at, stop))
@@ -145,7 +146,7 @@ def fit_sources(
     `earlier` are the same sources fitted on less.
     """
     figures: dict[str, Mapping[str, Any]] = {}
-    findings = []
+    findings: list[str] = []
     seconds = {} if earlier is None else dict(earlier.seconds)
     for spec in ground.sources:
         place, begun = directory / "sources" / spec.name, time.perf_counter()
@@ -153,12 +154,22 @@ def fit_sources(
             before = None if earlier is None else earlier.figures.get(spec.name)
             figures[spec.name] = fit_source(spec, lesson, place, before, progress)
             seconds[spec.name] = seconds.get(spec.name, 0.0) + time.perf_counter() - begun
+            findings += unasked(spec, ground.project)
         except NothingToLearnError as error:
             shutil.rmtree(place, ignore_errors=True)
             findings.append(f"source {spec.name} was left out: {error}")
     if not figures:
         figures[Popular().name] = fit_source(Popular(), lesson, directory, None, progress)
     return FittedSources(directory, tuple(figures), figures, tuple(findings), seconds)
+
+
+def unasked(spec: SourceSpec, project: Project) -> list[str]:
+    """The context that a source declares and cannot learn from, with the reason."""
+    names = ", ".join(spec.context) if isinstance(spec, TwoTower) else ""
+    if not names or isinstance(project.labels, Labels):
+        return []
+    reason = "without impressions nobody knows what a request said; log some, and declare Labels(...)"
+    return [f"source {spec.name} does not look at the context ({names}): {reason}"]
 
 
 def pipeline_of(ground: Ground, sources: FittedSources, table: FeatureTable) -> tuple[Pipeline, Source]:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shortlist.features.context import Context
 from shortlist.training.metrics import Relevant
 
 
 @dataclass(frozen=True)
 class Positives:
-    """What users acted on, in log order: entity indexes, the event's log position, its time (ms) and its gain."""
+    """What users acted on, in log order: entity indexes, the event's log position, its time (ms) and its gain.
+
+    `context` are the declared values of the requests that led to them, by name; empty where nobody knows any.
+    """
 
     user: NDArray[np.int32]
     item: NDArray[np.int32]
     position: NDArray[np.int64]
     at: NDArray[np.int64]
     gain: NDArray[np.float64]
+    context: Context = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.user)
@@ -43,20 +48,23 @@ class Positives:
         return self._take(~newest), self._take(newest)
 
     def _take(self, part: slice | NDArray[np.bool_]) -> Positives:
-        return Positives(self.user[part], self.item[part], self.position[part], self.at[part], self.gain[part])
+        context = {name: values[part] for name, values in self.context.items()}
+        return Positives(self.user[part], self.item[part], self.position[part], self.at[part], self.gain[part], context)
 
 
 @dataclass(frozen=True)
 class Requests:
     """Moments to ask at, in log order: each knows the events before `position` and asks as of `now` (ms).
 
-    `relevant` are the items that the user acted on from then to the end of the part that the requests are drawn from.
+    `relevant` are the items that the user acted on from then to the end of the part that the requests are drawn from;
+    `context` is what each says of itself, by name, empty where nobody knows.
     """
 
     user: NDArray[np.int32]
     position: NDArray[np.int64]
     now: NDArray[np.int64]
     relevant: Relevant
+    context: Context = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.user)
@@ -65,8 +73,8 @@ class Requests:
 def requests_of(positives: Positives, per_user: int, most: int, horizon: int | None = None) -> Requests:
     """Up to `per_user` requests of each user, spread evenly over their positives; at most `most`, the newest.
 
-    A request stands at a positive and its relevant items are those of that one and of the user's later ones (of the
-    next `horizon`, where that is given), each item once with its greatest gain.
+    A request stands at a positive and says what led to it; its relevant items are those of that one and of the user's
+    later ones (of the next `horizon`, where that is given), each item once with its greatest gain.
     """
     order = np.lexsort((positives.position, positives.user))
     user = positives.user[order]
@@ -82,7 +90,8 @@ def requests_of(positives: Positives, per_user: int, most: int, horizon: int | N
         stop = np.minimum(stop, place + horizon)
     at = order[place]
     relevant = _relevant(positives.item[order], positives.gain[order], place, stop)
-    return Requests(positives.user[at], positives.position[at], positives.at[at], relevant)
+    context = {name: values[at] for name, values in positives.context.items()}
+    return Requests(positives.user[at], positives.position[at], positives.at[at], relevant, context)
 
 
 def _relevant(

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shortlist.events.log import EventLog
+from shortlist.features.context import values_of
 from shortlist.pipeline.candidates import Candidates, Column
 from shortlist.pipeline.query import Deadline, Query
 from shortlist.pipeline.runner import ByScore
@@ -157,12 +158,15 @@ class Weighing:
         self.pipeline, self.resort = pipeline_of(learned.ground, learned.sources, learned.past.table)
         scorers = {name: load_scorer(learned.directory / "rankers" / name) for name in learned.choice.fitted}
         self.rankers = {name: RankerStage(name, scorer) for name, scorer in scorers.items()}
-        self.now, self.users = 0, list[str]()
+        self.now, self.asking = 0, list[tuple[str, dict[str, Any]]]()
         if learned.evaluation.detail is not None:
             requests = learned.evaluation.detail.requests
             self.now = int(requests.now[-1])
-            newest = dict.fromkeys(requests.user[::-1].tolist())
-            self.users = [lesson.known.users.ids[user] for user in list(newest)[:USERS]]
+            newest = {user: number for number, user in enumerate(requests.user.tolist())}
+            self.asking = [
+                (lesson.known.users.ids[requests.user[number]], values_of(requests.context, number))
+                for number in sorted(newest.values(), reverse=True)[:USERS]
+            ]
 
     def methods(self) -> Iterator[Method]:
         """Every line of the table: sources, rankers, and what serves."""
@@ -221,7 +225,7 @@ class Weighing:
 
     def _queries(self) -> list[Query]:
         """A fresh query of each user: what was learned of one is not learned again."""
-        return [Query(user, SLATE, self.now, "report", Deadline(math.inf)) for user in self.users]
+        return [Query(user, SLATE, self.now, "report", Deadline(math.inf), context) for user, context in self.asking]
 
     def _median(self, work: Callable[[Query], object]) -> float:
         rounds = [self._queries() for _ in range(ROUNDS)]

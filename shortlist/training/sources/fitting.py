@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from shortlist.events.labels import Labels
 from shortlist.events.log import EventLog
 from shortlist.features.columns import Rows
-from shortlist.features.context import Context
+from shortlist.features.context import Context, taken
 from shortlist.features.entities import Entities
 from shortlist.features.hashing import Hashes
 from shortlist.features.program import FeatureSet
 from shortlist.features.replay import replay
+from shortlist.framing.durations import duration_ms
 from shortlist.pipeline.candidates import Column
 from shortlist.project import Project
 from shortlist.retrieval.models.factors import Factors
@@ -189,34 +190,34 @@ def texts_of(spec: TwoTower, items: Entities, directory: Path) -> Mapping[str, A
 def examples_of(spec: TwoTower, lesson: Lesson) -> TowerExamples:
     """The newest positives, each with what was known of its user strictly before.
 
-    Where impressions are logged, also with the context of the request that led to it, and what was shown beside it.
+    Where impressions are logged, that is before the slate that led to it, as when serving: who clicks and then watches
+    has a click behind them that no slate knew of. Then also with the context of its request, and what was shown beside.
     """
     from shortlist.training.towers.data import TowerExamples
 
     every, known, labels = lesson.positives, lesson.known, lesson.project.labels
     found = every.newest(MOST_EXAMPLES)
     users, items = known.users.hashes[found.user], known.items.hashes[found.item]
-    histories = histories_of(lesson, spec.history.name, users, found.position, found.at)
-    columns = attributes_of(known.users, spec.user_attributes, users, found.position)
-    beside = None
+    position, now = found.position.copy(), found.at.copy()
+    context, beside = {}, None
     if isinstance(labels, Labels):
         rows = shown(lesson.log, lesson.project, labels, 0, lesson.stop, lesson.seed)
         everybody = known.users.hashes[every.user], known.items.hashes[every.item]
-        led = led_to(rows, *everybody, every.position)
+        led = led_to(rows, *everybody, every.position, every.at, duration_ms(labels.within))
         beside = shown_beside(rows, *everybody, led)[-len(found) :]
-        columns |= context_at(rows.context, spec.context, led[-len(found) :])
+        led = led[-len(found) :]
+        context, asked = context_at(rows.context, spec.context, led), led >= 0
+        position[asked], now[asked] = rows.position[led[asked]], rows.now[led[asked]]
+    histories = histories_of(lesson, spec.history.name, users, position, now)
+    columns = attributes_of(known.users, spec.user_attributes, users, position) | context
     return TowerExamples(users, histories, items, found.at, columns, beside)
 
 
 def context_at(context: Context, names: Iterable[str], rows: NDArray[np.int64]) -> dict[str, AttributeColumn]:
     """The context values of some rows, as a tower reads them; row -1 has none of them."""
     columns: dict[str, AttributeColumn] = {}
-    for name in names:
-        values = context[name]
-        if values.dtype != object:
-            columns[name] = np.where(rows >= 0, np.append(values, np.nan)[rows], np.nan)
-            continue
-        columns[name] = words_said([values[row] if row >= 0 else None for row in rows])
+    for name, values in taken({name: context[name] for name in names}, rows).items():
+        columns[name] = values if values.dtype != object else words_said(values.tolist())
     return columns
 
 

@@ -225,7 +225,8 @@ def fit_towers(
         recall = fitting.recall(held_out, k) if held else math.nan
         asked = held_out if held else learned[-MOST_HELD_OUT:]
         queries, vectors = fitting.user_vectors(asked).cpu().numpy(), fitting.item_vectors().cpu().numpy()
-    if not np.isfinite(vectors).all():
+    # what is too large for a float is no number, or divides its vector to nothing
+    if not all(np.allclose(np.einsum("nd,nd->n", side, side), 1, atol=0.01) for side in (queries, vectors)):
         raise ValueError("the towers' training diverged; lower the learning rate of TwoTower(...)")
     index = build_index(vectors, queries, k=spec.quota, seed=seed, progress=progress)
     directory.mkdir(parents=True, exist_ok=True)
