@@ -13,13 +13,15 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from shortlist.events.labels import ObservedPositives
 from shortlist.events.log import MemoryLog
 from shortlist.events.schema import Entity
 from shortlist.events.sqlite import SqliteLog
 from shortlist.features.definitions import EventType
-from shortlist.features.hashing import hash_strings
+from shortlist.features.entities import Entities
+from shortlist.features.hashing import Hashes, hash_strings
 from shortlist.features.program import FeatureSet
 from shortlist.features.table import FeatureTable
 from shortlist.giving_way import Behind
@@ -33,9 +35,11 @@ from shortlist.retrieval.models.towers import Towers, attributes_of
 from shortlist.retrieval.models.words import words_of
 from shortlist.retrieval.specs import Popular, TwoTower
 from shortlist.retrieval.vectors import live_items
-from shortlist.retrieval.vectors.live_items import LiveItems
+from shortlist.retrieval.vectors.index import Vectors
+from shortlist.retrieval.vectors.live_items import Describer, LiveItems
 from shortlist.retrieval.vectors.nearest import TowerSource
 from shortlist.serving.limits import Limits
+from shortlist.serving.recovery import recover, take_snapshot
 from shortlist.serving.running import Running
 from shortlist.training.releases import Manifest, Registry
 from shortlist.training.rows import Judged, everyone, observed_positives
@@ -190,6 +194,48 @@ def test_what_was_taken_out_before_the_service_started_is_not_searched(directory
     assert items.index.beside == 0
 
 
+class Noted:
+    """A tower that notes whom it describes."""
+
+    def __init__(self, tower: Describer) -> None:
+        self.tower, self.looks_at, self.asked = tower, tower.looks_at, list[int]()
+
+    def vectors(self, items: Entities, hashes: Hashes, positions: NDArray[np.int64] | None = None) -> Vectors:
+        self.asked += items.index_of(hashes).tolist()
+        return self.tower.vectors(items, hashes, positions)
+
+
+@pytest.mark.parametrize("from_a_snapshot", [False, True])
+def test_a_release_that_is_loaded_again_knows_what_was_said_since_it_was_trained(
+    world: World, tmp_path: Path, from_a_snapshot: bool
+) -> None:
+    told = [described(0, film="f1"), described(1_000), described(1, film="f2"), {**described(5), "available": False}]
+    world.add(*told, {"kind": "film", "at": DAY, "film": "f8", "title": "A Merry Muddle"})
+    world.proposed()
+    items = np.arange(len(world.catalogue), dtype=np.int32)
+    before, rows = world.source.item_vectors(items), world.items.alignment.rows_of(items)
+    assert world.items.index.beside > 2
+    if from_a_snapshot:
+        take_snapshot(world.table, tmp_path)
+    table, _ = recover(world.table.features, world.log, tmp_path)
+    catalogue, tower = Catalogue(table, "film"), Noted(world.tower)
+    again = LiveItems(world.towers, catalogue, tower, since=FILMS)
+    assert np.array_equal(again.alignment.rows_of(items), rows)
+    assert np.abs(again.index.vectors_of(rows) - before).max() < 1e-6
+    assert not again.index.finds(again.alignment.rows_of(catalogue.index_of(["f5"])))[0]
+    assert sorted(tower.asked) == sorted(catalogue.index_of(["f1", "f1000", "f2", "f8"]).tolist())
+    again.follow()
+    assert len(tower.asked) == 4
+
+
+def test_a_release_of_which_nothing_has_changed_describes_nothing_when_it_is_loaded(world: World) -> None:
+    tower = Noted(world.tower)
+    items = LiveItems(world.towers, world.catalogue, tower, since=FILMS)
+    items.follow()
+    assert tower.asked == []
+    assert items.index.beside == 0
+
+
 def test_without_an_item_tower_what_is_unknown_stays_unknown(world: World) -> None:
     source = TowerSource("towers", world.towers, world.catalogue, Asker(world.catalogue.table, "user"), 500)
     world.add(described(1_000), {"kind": "film", "at": DAY, "film": "f3", "available": False})
@@ -341,6 +387,23 @@ def explained(client: httpx.Client, who: str) -> dict[str, Any]:
     slate: dict[str, Any] = answer.json()
     assert slate["degraded"] == []
     return {item["item"]: item["columns"] for item in slate["explanation"]["items"]}
+
+
+def test_a_service_that_starts_again_knows_changed_items_as_before(tmp_path: Path) -> None:
+    serving_world.fill(tmp_path)
+    publish(tmp_path)
+    settings, found = serving_world.settings_of(tmp_path, deadline_ms=10_000.0), list[float]()
+    told = {"kind": "film", "at": int(time.time() * 1000), "film": "film-4", "genres": ["g2", "g1"], "year": 1994}
+    for events in ([], [told], []):
+        with Running(served(), settings, Limits(watch_seconds=0.05)) as server:
+            server.wait_ready()
+            with httpx.Client(base_url=server.url) as client:
+                if events:
+                    assert client.post("/events", json=events).json()["accepted"] == 1
+                found.append(explained(client, "user-4")["film-4"]["two_tower_score"])
+    learned, changed, again = found
+    assert changed < learned - 0.1
+    assert again == pytest.approx(changed, abs=1e-6)
 
 
 def test_over_http_a_new_item_is_retrieved_by_the_towers_from_its_event_on(client: httpx.Client) -> None:
