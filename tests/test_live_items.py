@@ -298,6 +298,45 @@ def test_there_is_an_end_to_what_is_taken_in(
     assert caplog.text.count("train again") == 1
 
 
+class Unsound:
+    """A tower that makes no numbers of films of the year 0."""
+
+    def __init__(self, tower: Describer) -> None:
+        self.tower, self.looks_at = tower, tower.looks_at
+
+    def vectors(self, items: Entities, hashes: Hashes, positions: NDArray[np.int64] | None = None) -> Vectors:
+        vectors = self.tower.vectors(items, hashes, positions)
+        year = items.attribute("year")
+        assert isinstance(year, np.ndarray)
+        return np.where((year[items.index_of(hashes)] == 0)[:, None], np.float32(np.nan), vectors)
+
+
+def test_an_item_whose_vector_is_not_finite_has_none_and_harms_no_other(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    tower, asker = Unsound(world.tower), Asker(world.table, "user")
+    world.source = TowerSource("towers", world.towers, world.catalogue, asker, 500, (), tower)
+    learned = world.score("f2")
+    world.add(described(1_000, year=0), described(1_002), described(1, film="f2", year=0))
+    world.add(described(1, film="f4"), described(1_001, year=0, available=False))
+    for _ in range(2):
+        names = world.proposed()
+        assert len(names) == FILMS + 1
+        assert "f1002" in names
+        assert "f1000" not in names
+    assert world.score("f2") == learned
+    assert world.score("f4") < 0.0
+    world.add({"kind": "film", "at": DAY, "film": "f2", "available": False})
+    assert "f2" not in world.proposed()
+    world.add({"kind": "film", "at": DAY, "film": "f2", "available": True})
+    assert "f2" in world.proposed()
+    again = LiveItems(world.towers, world.catalogue, tower, since=FILMS)
+    assert again.alignment.rows_of(world.catalogue.index_of(["f1000", "f1002"]))[0] == -1
+    assert caplog.text.count("not finite") == 2  # each of the two that were loaded says so once
+    world.add({"kind": "film", "at": DAY, "film": "f1000", "year": 1984})
+    assert "f1000" in world.proposed()
+
+
 def test_training_sees_what_serving_sees_of_a_new_item(world: World, directory: Path) -> None:
     world.add(described(1_000), {"kind": "film", "at": DAY, "film": "bare"})
     project = Project("p", user, film, [watch], ObservedPositives({watch: 1.0}), [history], sources=[SPEC])

@@ -77,7 +77,7 @@ class LiveItems:
         self.catalogue, self.behind = catalogue, behind
         self.tower = tower if tower is not None and tower.looks_at else None
         self.alignment, self.index = Alignment(model, catalogue), LiveIndex(model.index)
-        self._seen, self._due, self._full = len(catalogue), 0.0, False
+        self._seen, self._due, self._full, self._unsound = len(catalogue), 0.0, False, False
         looks_at = () if self.tower is None else self.tower.looks_at
         learned = {name: self._here(name) if since is None else Mark(position=since) for name in looks_at}
         self._marks = learned | {AVAILABLE: Mark()}
@@ -140,7 +140,8 @@ class LiveItems:
     def _take_in(self, fresh: Items, described: Items, told: Items) -> None:
         known = described[self.alignment.rows_of(described) >= 0]
         if self.tower is not None:
-            for items in blocks(fresh[self.alignment.rows_of(fresh) < 0][::-1]):  # the newest first
+            new = np.union1d(fresh, described)  # what had no vector may have one by what is said of it now
+            for items in blocks(new[self.alignment.rows_of(new) < 0][::-1]):  # the newest first
                 self._add(items, self.tower)
         back = [self._tell(items, self.alignment.rows_of(items)) for items in blocks(told)]
         for items in blocks(np.unique(np.concatenate([known, *back]))):
@@ -149,8 +150,21 @@ class LiveItems:
     def _add(self, items: Items, tower: Describer) -> None:
         """Give items that the model does not know a vector."""
         if self._has_room(len(items)):
-            vectors = tower.vectors(self.catalogue.entities, self.catalogue.hashes_of(items))
-            self.alignment.add(items, self.index.add(vectors))
+            vectors, sound = self._vectors(items, tower)
+            self.alignment.add(items[sound], self.index.add(vectors[sound]))
+
+    def _vectors(self, items: Items, tower: Describer) -> tuple[Vectors, NDArray[np.bool_]]:
+        """What the tower makes of items, and whose vector is finite: one that is not is to harm no other item."""
+        vectors = tower.vectors(self.catalogue.entities, self.catalogue.hashes_of(items))
+        sound: NDArray[np.bool_] = np.asarray(np.isfinite(vectors).all(axis=1))
+        if not (sound.all() or self._unsound):
+            logger.warning(
+                "%d items, as %r, get no vector by what is said of them: its numbers are not finite",
+                np.count_nonzero(~sound),
+                self.catalogue.entities.ids[items[~sound][0]],
+            )
+            self._unsound = True
+        return vectors, sound
 
     def _tell(self, items: Items, rows: Rows) -> Items:
         """Remove what is not available; return what is again."""
@@ -166,7 +180,8 @@ class LiveItems:
         items, rows = items[kept], rows[kept]
         now = before = self.index.vectors_of(rows)
         if self.tower is not None and len(items):
-            now = self.tower.vectors(self.catalogue.entities, self.catalogue.hashes_of(items))
+            made, sound = self._vectors(items, self.tower)
+            now = np.where(sound[:, None], made, before)
         alike = ((now - before) ** 2).sum(axis=1) <= AS_BEFORE * (before**2).sum(axis=1)
         moved = ~(alike & self.index.finds(rows))
         if moved.any() and self._has_room(int(np.count_nonzero(moved))):
