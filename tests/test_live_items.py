@@ -13,13 +13,15 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from shortlist.events.labels import ObservedPositives
 from shortlist.events.log import MemoryLog
 from shortlist.events.schema import Entity
 from shortlist.events.sqlite import SqliteLog
 from shortlist.features.definitions import EventType
-from shortlist.features.hashing import hash_strings
+from shortlist.features.entities import Entities
+from shortlist.features.hashing import Hashes, hash_strings
 from shortlist.features.program import FeatureSet
 from shortlist.features.table import FeatureTable
 from shortlist.giving_way import Behind
@@ -33,9 +35,11 @@ from shortlist.retrieval.models.towers import Towers, attributes_of
 from shortlist.retrieval.models.words import words_of
 from shortlist.retrieval.specs import Popular, TwoTower
 from shortlist.retrieval.vectors import live_items
-from shortlist.retrieval.vectors.live_items import LiveItems
+from shortlist.retrieval.vectors.index import Vectors
+from shortlist.retrieval.vectors.live_items import Describer, LiveItems
 from shortlist.retrieval.vectors.nearest import TowerSource
 from shortlist.serving.limits import Limits
+from shortlist.serving.recovery import recover, take_snapshot
 from shortlist.serving.running import Running
 from shortlist.training.releases import Manifest, Registry
 from shortlist.training.rows import Judged, everyone, observed_positives
@@ -190,6 +194,48 @@ def test_what_was_taken_out_before_the_service_started_is_not_searched(directory
     assert items.index.beside == 0
 
 
+class Noted:
+    """A tower that notes whom it describes."""
+
+    def __init__(self, tower: Describer) -> None:
+        self.tower, self.looks_at, self.asked = tower, tower.looks_at, list[int]()
+
+    def vectors(self, items: Entities, hashes: Hashes, positions: NDArray[np.int64] | None = None) -> Vectors:
+        self.asked += items.index_of(hashes).tolist()
+        return self.tower.vectors(items, hashes, positions)
+
+
+@pytest.mark.parametrize("from_a_snapshot", [False, True])
+def test_a_release_that_is_loaded_again_knows_what_was_said_since_it_was_trained(
+    world: World, tmp_path: Path, from_a_snapshot: bool
+) -> None:
+    told = [described(0, film="f1"), described(1_000), described(1, film="f2"), {**described(5), "available": False}]
+    world.add(*told, {"kind": "film", "at": DAY, "film": "f8", "title": "A Merry Muddle"})
+    world.proposed()
+    items = np.arange(len(world.catalogue), dtype=np.int32)
+    before, rows = world.source.item_vectors(items), world.items.alignment.rows_of(items)
+    assert world.items.index.beside > 2
+    if from_a_snapshot:
+        take_snapshot(world.table, tmp_path)
+    table, _ = recover(world.table.features, world.log, tmp_path)
+    catalogue, tower = Catalogue(table, "film"), Noted(world.tower)
+    again = LiveItems(world.towers, catalogue, tower, since=FILMS)
+    assert np.array_equal(again.alignment.rows_of(items), rows)
+    assert np.abs(again.index.vectors_of(rows) - before).max() < 1e-6
+    assert not again.index.finds(again.alignment.rows_of(catalogue.index_of(["f5"])))[0]
+    assert sorted(tower.asked) == sorted(catalogue.index_of(["f1", "f1000", "f2", "f8"]).tolist())
+    again.follow()
+    assert len(tower.asked) == 4
+
+
+def test_a_release_of_which_nothing_has_changed_describes_nothing_when_it_is_loaded(world: World) -> None:
+    tower = Noted(world.tower)
+    items = LiveItems(world.towers, world.catalogue, tower, since=FILMS)
+    items.follow()
+    assert tower.asked == []
+    assert items.index.beside == 0
+
+
 def test_without_an_item_tower_what_is_unknown_stays_unknown(world: World) -> None:
     source = TowerSource("towers", world.towers, world.catalogue, Asker(world.catalogue.table, "user"), 500)
     world.add(described(1_000), {"kind": "film", "at": DAY, "film": "f3", "available": False})
@@ -250,6 +296,45 @@ def test_there_is_an_end_to_what_is_taken_in(
         assert len(world.proposed()) == FILMS + 4
     assert "f1009" in world.proposed()
     assert caplog.text.count("train again") == 1
+
+
+class Unsound:
+    """A tower that makes no numbers of films of the year 0."""
+
+    def __init__(self, tower: Describer) -> None:
+        self.tower, self.looks_at = tower, tower.looks_at
+
+    def vectors(self, items: Entities, hashes: Hashes, positions: NDArray[np.int64] | None = None) -> Vectors:
+        vectors = self.tower.vectors(items, hashes, positions)
+        year = items.attribute("year")
+        assert isinstance(year, np.ndarray)
+        return np.where((year[items.index_of(hashes)] == 0)[:, None], np.float32(np.nan), vectors)
+
+
+def test_an_item_whose_vector_is_not_finite_has_none_and_harms_no_other(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    tower, asker = Unsound(world.tower), Asker(world.table, "user")
+    world.source = TowerSource("towers", world.towers, world.catalogue, asker, 500, (), tower)
+    learned = world.score("f2")
+    world.add(described(1_000, year=0), described(1_002), described(1, film="f2", year=0))
+    world.add(described(1, film="f4"), described(1_001, year=0, available=False))
+    for _ in range(2):
+        names = world.proposed()
+        assert len(names) == FILMS + 1
+        assert "f1002" in names
+        assert "f1000" not in names
+    assert world.score("f2") == learned
+    assert world.score("f4") < 0.0
+    world.add({"kind": "film", "at": DAY, "film": "f2", "available": False})
+    assert "f2" not in world.proposed()
+    world.add({"kind": "film", "at": DAY, "film": "f2", "available": True})
+    assert "f2" in world.proposed()
+    again = LiveItems(world.towers, world.catalogue, tower, since=FILMS)
+    assert again.alignment.rows_of(world.catalogue.index_of(["f1000", "f1002"]))[0] == -1
+    assert caplog.text.count("not finite") == 2  # each of the two that were loaded says so once
+    world.add({"kind": "film", "at": DAY, "film": "f1000", "year": 1984})
+    assert "f1000" in world.proposed()
 
 
 def test_training_sees_what_serving_sees_of_a_new_item(world: World, directory: Path) -> None:
@@ -341,6 +426,23 @@ def explained(client: httpx.Client, who: str) -> dict[str, Any]:
     slate: dict[str, Any] = answer.json()
     assert slate["degraded"] == []
     return {item["item"]: item["columns"] for item in slate["explanation"]["items"]}
+
+
+def test_a_service_that_starts_again_knows_changed_items_as_before(tmp_path: Path) -> None:
+    serving_world.fill(tmp_path)
+    publish(tmp_path)
+    settings, found = serving_world.settings_of(tmp_path, deadline_ms=10_000.0), list[float]()
+    told = {"kind": "film", "at": int(time.time() * 1000), "film": "film-4", "genres": ["g2", "g1"], "year": 1994}
+    for events in ([], [told], []):
+        with Running(served(), settings, Limits(watch_seconds=0.05)) as server:
+            server.wait_ready()
+            with httpx.Client(base_url=server.url) as client:
+                if events:
+                    assert client.post("/events", json=events).json()["accepted"] == 1
+                found.append(explained(client, "user-4")["film-4"]["two_tower_score"])
+    learned, changed, again = found
+    assert changed < learned - 0.1
+    assert again == pytest.approx(changed, abs=1e-6)
 
 
 def test_over_http_a_new_item_is_retrieved_by_the_towers_from_its_event_on(client: httpx.Client) -> None:

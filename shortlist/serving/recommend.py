@@ -70,7 +70,7 @@ def load_champion(
     """
     manifest = release.manifest
     behind = Behind()
-    retrieval = load_retrieval(project, release.directory, manifest.sources, table, behind)
+    retrieval = load_retrieval(project, release.directory, manifest.sources, table, behind, since=manifest.log_position)
     scorer = load_ranker(release)
     catalogue = Catalogue(table, project.item.name)
     vectors = {source.name: source for source in retrieval.sources if isinstance(source, Embedding)}

@@ -74,7 +74,8 @@ class Place:
     """Where a source finds its things: project, live table, who asks, filters, its directory of the release.
 
     `behind` lets popularity be read anew beside the requests, which is right for a service; `refresh_ms` is how old
-    it may be. `popularities` are those that sources have asked for, by half-life.
+    it may be. `popularities` are those that sources have asked for, by half-life. `since` is the log position that the
+    models were fitted at; None where the table has not come as far, as in training.
     """
 
     project: Project
@@ -86,6 +87,7 @@ class Place:
     behind: Behind | None = None
     refresh_ms: int = 5_000
     popularities: dict[str, Popularity] = field(default_factory=dict)
+    since: int | None = None
 
 
 @singledispatch
@@ -132,7 +134,7 @@ def _(spec: HistorySpec, place: Place) -> SourceStages:
 def nearest(spec: SourceSpec, model: VectorModel, place: Place, describer: Describer | None = None) -> SourceStages:
     """The stages of a source whose model makes vectors, of items too where there is a `describer`."""
     source = TowerSource(
-        spec.name, model, place.catalogue, place.asker, spec.quota, place.filters, describer, place.behind
+        spec.name, model, place.catalogue, place.asker, spec.quota, place.filters, describer, place.behind, place.since
     )
     return SourceStages(source, (source,), (source,))
 
@@ -156,8 +158,11 @@ def load_retrieval(
     table: FeatureTable,
     behind: Behind | None = None,
     refresh_ms: int = 5_000,
+    since: int | None = None,
 ) -> Retrieval:
     """The retrieval of the release in `directory`, whose sources are those of the project called `names`.
+
+    What the table says of items from log position `since` on is news to the release; None where nothing is as yet.
 
     Raises KeyError where the project declares no such source, ValueError where an artifact is damaged.
     """
@@ -175,7 +180,7 @@ def load_retrieval(
         NotSeen(catalogue, project.user.name, seen),
         *exclusions(project.slate, catalogue.entities),
     )
-    place = Place(project, table, catalogue, asker, filters, directory / "sources", behind, refresh_ms)
+    place = Place(project, table, catalogue, asker, filters, directory / "sources", behind, refresh_ms, since=since)
     specs = [declared.get(name, Popular()) for name in names]
     loaded = [load_source(spec, place) for spec in specs]
     return Retrieval(

@@ -62,20 +62,29 @@ class LiveItems:
     """Which row of the model is which item, and the index of the rows; `follow` brings them up to the catalogue.
 
     `tower` makes vectors; without one an item has only the vector that was learned. `behind` lets a thread work off
-    what is much: a service's way. Otherwise who asks does, and the same questions get the same answers.
+    what is much: a service's way. Otherwise who asks does, and the same questions get the same answers. The model
+    knows what the log said before position `since`; None where it is as good as what the table says now.
     """
 
     def __init__(
-        self, model: IndexedModel, catalogue: Catalogue, tower: Describer | None = None, behind: Behind | None = None
+        self,
+        model: IndexedModel,
+        catalogue: Catalogue,
+        tower: Describer | None = None,
+        behind: Behind | None = None,
+        since: int | None = None,
     ) -> None:
         self.catalogue, self.behind = catalogue, behind
         self.tower = tower if tower is not None and tower.looks_at else None
         self.alignment, self.index = Alignment(model, catalogue), LiveIndex(model.index)
-        self._seen, self._due, self._full = 0, 0.0, False
+        self._seen, self._due, self._full, self._unsound = len(catalogue), 0.0, False, False
         looks_at = () if self.tower is None else self.tower.looks_at
-        self._marks = {name: self._here(name) for name in looks_at} | {AVAILABLE: Mark()}
+        learned = {name: self._here(name) if since is None else Mark(position=since) for name in looks_at}
+        self._marks = learned | {AVAILABLE: Mark()}
         self._working = Lock()
-        self._take_in(*self._news())
+        _, described, told = self._news()
+        # not behind: a release is served once those who work behind it have done so, and a batch does not wait at all
+        self._take_in(np.arange(self._seen, dtype=np.int32), described, told)
 
     def follow(self) -> None:
         """Take in what is new, unless somebody is at it."""
@@ -129,18 +138,33 @@ class LiveItems:
             self._working.release()
 
     def _take_in(self, fresh: Items, described: Items, told: Items) -> None:
+        known = described[self.alignment.rows_of(described) >= 0]
         if self.tower is not None:
-            for items in blocks(fresh[self.alignment.rows_of(fresh) < 0][::-1]):  # the newest first
+            new = np.union1d(fresh, described)  # what had no vector may have one by what is said of it now
+            for items in blocks(new[self.alignment.rows_of(new) < 0][::-1]):  # the newest first
                 self._add(items, self.tower)
         back = [self._tell(items, self.alignment.rows_of(items)) for items in blocks(told)]
-        for items in blocks(np.unique(np.concatenate([described, *back]))):
+        for items in blocks(np.unique(np.concatenate([known, *back]))):
             self._describe(items, self.alignment.rows_of(items))
 
     def _add(self, items: Items, tower: Describer) -> None:
         """Give items that the model does not know a vector."""
         if self._has_room(len(items)):
-            vectors = tower.vectors(self.catalogue.entities, self.catalogue.hashes_of(items))
-            self.alignment.add(items, self.index.add(vectors))
+            vectors, sound = self._vectors(items, tower)
+            self.alignment.add(items[sound], self.index.add(vectors[sound]))
+
+    def _vectors(self, items: Items, tower: Describer) -> tuple[Vectors, NDArray[np.bool_]]:
+        """What the tower makes of items, and whose vector is finite: one that is not is to harm no other item."""
+        vectors = tower.vectors(self.catalogue.entities, self.catalogue.hashes_of(items))
+        sound: NDArray[np.bool_] = np.asarray(np.isfinite(vectors).all(axis=1))
+        if not (sound.all() or self._unsound):
+            logger.warning(
+                "%d items, as %r, get no vector by what is said of them: its numbers are not finite",
+                np.count_nonzero(~sound),
+                self.catalogue.entities.ids[items[~sound][0]],
+            )
+            self._unsound = True
+        return vectors, sound
 
     def _tell(self, items: Items, rows: Rows) -> Items:
         """Remove what is not available; return what is again."""
@@ -156,7 +180,8 @@ class LiveItems:
         items, rows = items[kept], rows[kept]
         now = before = self.index.vectors_of(rows)
         if self.tower is not None and len(items):
-            now = self.tower.vectors(self.catalogue.entities, self.catalogue.hashes_of(items))
+            made, sound = self._vectors(items, self.tower)
+            now = np.where(sound[:, None], made, before)
         alike = ((now - before) ** 2).sum(axis=1) <= AS_BEFORE * (before**2).sum(axis=1)
         moved = ~(alike & self.index.finds(rows))
         if moved.any() and self._has_room(int(np.count_nonzero(moved))):

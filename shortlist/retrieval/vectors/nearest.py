@@ -52,7 +52,8 @@ class TowerSource:
 
     The score is the product of the two vectors, NaN for items that have none. What the query's `where` leaves
     out is not looked at; of the rest more than `quota` are fetched until about so many (`ENOUGH` of it) pass the
-    filters, or nothing is left. Items that come or change are followed (`live_items`), `behind` the requests or not.
+    filters, or nothing is left. Items that come or change, after log position `since` if it is given, are followed
+    (`live_items`), `behind` the requests or not.
     """
 
     def __init__(
@@ -65,10 +66,11 @@ class TowerSource:
         filters: Sequence[Filter] = (),
         item_tower: Describer | None = None,
         behind: Behind | None = None,
+        since: int | None = None,
     ) -> None:
         self.name, self.towers, self.catalogue, self.asker, self.quota = name, towers, catalogue, asker, quota
         self.filters, self.columns = tuple(filters), (f"{name}_score",)
-        self.items = LiveItems(towers, catalogue, item_tower, behind)
+        self.items = LiveItems(towers, catalogue, item_tower, behind, since)
         asker.needs([towers.history] if towers.history else ())
         known = asker.entities.attributes
         self._attributes = tuple(column for column in towers.columns if column in known)
