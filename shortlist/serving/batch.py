@@ -7,7 +7,6 @@ run that was stopped goes on with the part that is missing, as of the same momen
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -22,7 +21,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shortlist.durable import write_durably
+from shortlist.durable import take_lock, write_durably
 from shortlist.events.log import EventLog
 from shortlist.features.table import FeatureTable
 from shortlist.pipeline.candidates import Candidates
@@ -211,12 +210,10 @@ def write_part(path: Path, rows: Sequence[dict[str, Any]], form: Format) -> None
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """One run at a time. Raises BatchError where another one writes there."""
-    lock = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, 0o644)
+    lock = take_lock(folder / LOCK)
+    if lock is None:
+        raise BatchError(f"another run writes to {folder}; wait for it, or name another folder")
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BatchError(f"another run writes to {folder}; wait for it, or name another folder") from None
         yield
     finally:
         os.close(lock)
