@@ -145,7 +145,7 @@ def test_a_worker_that_is_preempted_while_it_looks_knows_what_was_written_before
     world.log.subscribe(batches.append)
     theirs = World()
     (our_told, told), (our_asked, asked) = socket.socketpair(), socket.socketpair()
-    monkeypatch.setattr(workers.select, "poll", Preempted)
+    monkeypatch.setattr(select, "poll", Preempted)
     with our_told, told, our_asked, asked:
         for count in (3, 4):
             world.tell(count)
