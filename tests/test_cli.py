@@ -328,7 +328,7 @@ def test_recommend_all_writes_everybody_and_goes_on(
     assert main(command) == 0
     assert "1 of 1 parts were there already" in capsys.readouterr().err
     assert main([*command, "--format", "jsonl"]) == 0
-    assert "began anew: format was parquet, is jsonl" in capsys.readouterr().err
+    assert "begins anew: format was parquet, is jsonl" in capsys.readouterr().err
     declared = shelf / "project.py"
     plain = declared.read_text()
     ruled = plain.replace("    rankers=[", '    slate=[Cap("author", 2)],\n    rankers=[')
@@ -338,7 +338,7 @@ def test_recommend_all_writes_everybody_and_goes_on(
         assert main([*command, "--format", "jsonl"]) == 0
     finally:
         declared.write_text(plain)
-    assert "began anew: rules was , is Cap(attribute='author', at_most=2)" in capsys.readouterr().err
+    assert "begins anew: rules was , is Cap(attribute='author', at_most=2)" in capsys.readouterr().err
     assert main(["recommend", "--all", "--out", str(shelf), "-p", str(shelf)]) == 1
     assert "name a new folder" in capsys.readouterr().err
 

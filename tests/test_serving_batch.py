@@ -15,10 +15,22 @@ import pyarrow.parquet as pq
 import pytest
 
 from shortlist.events.sqlite import SqliteLog
+from shortlist.features.table import FeatureTable
 from shortlist.pipeline.candidates import Candidates, Column
 from shortlist.pipeline.query import Query
 from shortlist.pipeline.runner import Pipeline
-from shortlist.serving.batch import DESCRIPTION, LOCK, Batch, BatchError, Format, Written, present, write_batch
+from shortlist.serving.batch import (
+    DESCRIPTION,
+    LOCK,
+    Batch,
+    BatchError,
+    Format,
+    Written,
+    present,
+    resumed_position,
+    write_batch,
+)
+from shortlist.serving.recovery import take_snapshot
 from shortlist.slate.selector import Arranged, Rules
 from shortlist.slate.specs import Cap, Explore, RuleSpec, Seen
 from shortlist.training.releases import Registry
@@ -36,6 +48,7 @@ class Ready:
     users: tuple[str, ...]
     position: int
     pipeline: Pipeline
+    table: FeatureTable
 
     def batch(self, **changes: Any) -> Batch:
         whole = Batch(
@@ -44,15 +57,15 @@ class Ready:
         return replace(whole, **changes)
 
     def write(self, out: Path, pipeline: Pipeline | None = None, **changes: Any) -> Written:
-        return write_batch(out, self.batch(**changes), pipeline or self.pipeline, self.users, lambda *_: None)
+        return write_batch(out, self.batch(**changes), pipeline or self.pipeline, self.users, lambda *_: None, print)
 
 
-def ready_in(folder: Path, *slate: RuleSpec) -> Ready:
+def ready_in(folder: Path, *slate: RuleSpec, stop: int | None = None) -> Ready:
     settings, declared = settings_of(folder), replace(project(), slate=slate)
     log = SqliteLog(settings.place("log"), project().schemas, read_only=True)
     release = Registry(settings.place("releases")).fetch("champion")
-    table, pipeline = present(declared, log, settings.place("state"), release)
-    return Ready(folder, release.version, tuple(table.entities["user"].ids), table.position, pipeline)
+    table, pipeline = present(declared, log, settings.place("state"), release, stop)
+    return Ready(folder, release.version, tuple(table.entities["user"].ids), table.position, pipeline, table)
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +152,43 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(ready: Ready, tmp_
     ready.write(tmp_path / "whole", now=moment)
     assert rows_in(tmp_path / "slates") == rows_in(tmp_path / "whole")
     assert ready.write(tmp_path / "slates").computed == 0
+
+
+@pytest.mark.parametrize("snapshot", [False, True], ids=["no snapshot", "a newer snapshot"])
+def test_a_run_that_was_stopped_goes_on_though_the_log_has_grown(tmp_path: Path, snapshot: bool) -> None:
+    fill(tmp_path)
+    publish(tmp_path)
+    ready, out, moment = ready_in(tmp_path), tmp_path / "slates", int(time.time() * 1000) - 3_600_000
+    assert resumed_position(out, ready.batch()) is None
+    ready.write(tmp_path / "whole", now=moment)
+    stopped = replace(ready.pipeline, scorer=Interrupted(ready.pipeline, after=PART + 3))
+    with pytest.raises(KeyboardInterrupt):
+        ready.write(out, stopped, now=moment)
+    log = SqliteLog(settings_of(tmp_path).place("log"), project().schemas)
+    now = int(time.time() * 1000)
+    log.append([{"kind": "watch", "at": now, "user": user, "film": "film-3"} for user in ("new", f"user-{USERS - 1}")])
+    log.close()
+    grown = ready_in(tmp_path)
+    if snapshot:
+        take_snapshot(grown.table, settings_of(tmp_path).place("state"))
+    assert resumed_position(out, grown.batch(k=3)) is None
+    stop = resumed_position(out, grown.batch(users=0))
+    assert stop == ready.position < grown.position
+    written = ready_in(tmp_path, stop=stop).write(out)
+    assert (written.resumed_parts, written.computed, written.anew) == (1, USERS - PART, "")
+    assert rows_in(out) == rows_in(tmp_path / "whole")
+    assert resumed_position(out, grown.batch()) is None  # it is finished: the next one is as of its own moment
+
+
+def test_what_is_thrown_away_is_said_before(ready: Ready, tmp_path: Path) -> None:
+    def refuse(why: str) -> None:
+        raise KeyboardInterrupt(why)
+
+    ready.write(tmp_path)
+    before = rows_in(tmp_path)
+    with pytest.raises(KeyboardInterrupt, match="begins anew: k was 10, is 3"):
+        write_batch(tmp_path, ready.batch(k=3), ready.pipeline, ready.users, lambda *_: None, refuse)
+    assert rows_in(tmp_path) == before
 
 
 def test_each_batch_draws_anew_and_one_that_goes_on_draws_the_same(ready: Ready, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 from shortlist.events.batch import Batch
 from shortlist.events.log import MemoryLog
 from shortlist.events.sqlite import SqliteLog
+from shortlist.features.table import FeatureTable
 from shortlist.pipeline.candidates import Candidates
 from shortlist.pipeline.query import Deadline, Query, Slate
 from shortlist.serving.cache import AnswerCache
@@ -194,6 +195,19 @@ def test_an_event_of_the_catalogue_drops_everything(shelf: Shelf) -> None:
         shelf.ask(user, "a")
     shelf.tell(kind="film", film="film-1", available=False)
     assert [shelf.ask(user, "b") for user in ("ann", None)] == [("b",), ("b",)]
+
+
+@pytest.mark.parametrize(("film", "again"), [("film-2", "b"), ("film-1", "a")])
+def test_an_item_that_an_ordinary_event_names_first_drops_everything(shelf: Shelf, film: str, again: str) -> None:
+    table, log = FeatureTable(project().feature_set()), MemoryLog(project().schemas)
+    log.append([{"kind": "film", "at": 1, "film": "film-1"}])
+    log.subscribe(table.update, start=0)
+    shelf.cache.follow(table.entities["film"])
+    log.subscribe(shelf.cache.learn)
+    for user in ("ann", None):
+        shelf.ask(user, "a")
+    log.append([{"kind": "watch", "at": 1, "user": "bob", "film": film}])
+    assert [shelf.ask(user, "b") for user in ("ann", None)] == [(again,), (again,)]
 
 
 def test_an_impression_drops_nothing(shelf: Shelf) -> None:

@@ -207,6 +207,30 @@ def test_what_cannot_be_is_4xx_with_a_reason(client: httpx.Client, path: str, bo
     assert answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "reason"),
+    [
+        ("/rank", {"items": ["a"] * 10_001}, "10001 items; at most 10000 - at `$.items`"),
+        ("/features", {"items": ["a"] * 1_001}, "1001 items; at most 1000 - at `$.items`"),
+        ("/recommend", {"exclude": ["a"] * 10_001}, "10001 excluded items; at most 10000 - at `$.exclude`"),
+        ("/rank", {"items": ["a"], "exclude": ["a"] * 10_001}, "10001 excluded items; at most 10000 - at `$.exclude`"),
+        ("/recommend", {"context": {"device": "t" * 16_384}}, "bytes; at most 16384 - at `$.context`"),
+    ],
+    ids=lambda part: part if isinstance(part, str) and part.startswith("/") else "",
+)
+def test_what_is_too_much_for_one_request_is_refused_with_the_limit(
+    client: httpx.Client, path: str, body: dict[str, Any], reason: str
+) -> None:
+    answer = client.post(path, json=body)
+    assert answer.status_code == 422
+    assert reason in answer.json()["error"]["message"]
+
+
+def test_as_much_as_a_request_may_hold_is_taken(client: httpx.Client) -> None:
+    assert len(items(ask(client, user="fay", exclude=[f"other-{n}" for n in range(10_000)]))) == 10
+    assert items(ask(client, user="fay", where={"year": list(range(1_000))})) == []
+
+
 def test_the_context_is_typed_and_goes_along(client: httpx.Client) -> None:
     assert len(items(ask(client, user="fay", context={"device": "tv", "minutes": 90}))) == 10
 
@@ -272,6 +296,9 @@ def test_every_route_is_described_and_every_reference_is_there(client: httpx.Cli
         assert reference.split('"')[0] in api["components"]["schemas"]
     assert set(api["components"]["schemas"]["Context"]["properties"]) == {"device", "minutes"}
     assert {"Event_watch", "Event_film", "Event_impression"} <= set(api["components"]["schemas"])
+    asked = api["components"]["schemas"]["RecommendRequest"]["properties"]
+    assert asked["exclude"]["maxItems"] == 10_000
+    assert asked["where"]["additionalProperties"]["maxItems"] == 1_000
     answer = api["components"]["schemas"]["SlateAnswer"]
     assert "propensities" not in answer["required"]
     assert "null where it was drawn for an earlier answer" in answer["properties"]["propensities"]["description"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
+import select
 import signal
 import socket
 import subprocess
@@ -36,6 +38,7 @@ from tests.serving_world import fill, project, publish, running, settings_of
 from tests.test_pipeline_runner import Rest, Shop, ask
 
 HERE = os.getpid()
+POLL = select.poll
 
 
 @dataclass
@@ -122,6 +125,36 @@ def test_what_was_acknowledged_is_known_to_the_next_slate_whoever_makes_it() -> 
         assert await world.known() == [("i9039",)] * 4
 
     with_world(work)
+
+
+class Preempted:
+    """A poll that looked at one connection before something came there, and at the next one after that."""
+
+    def __init__(self) -> None:
+        self.true = POLL()
+        self.register = self.true.register
+
+    def poll(self, timeout: float | None = None) -> list[tuple[int, int]]:
+        return self.true.poll(timeout)[-1:]
+
+
+def test_a_worker_that_is_preempted_while_it_looks_knows_what_was_written_before_the_question(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world, batches = World(), list[Batch]()
+    world.log.subscribe(batches.append)
+    theirs = World()
+    (our_told, told), (our_asked, asked) = socket.socketpair(), socket.socketpair()
+    monkeypatch.setattr(select, "poll", Preempted)
+    with our_told, told, our_asked, asked:
+        for count in (3, 4):
+            world.tell(count)
+            our_told.sendall(workers.framed(pickle.dumps(batches[-1])))
+        for content in (pickle.dumps((0, ask(k=1))), workers.END):
+            our_asked.sendall(workers.framed(content))
+        workers.answer_all([theirs.pipeline], theirs.table, told, asked)
+        made = pickle.loads(workers.received(our_asked))
+    assert made.slate.items == ("i7",)
 
 
 def test_a_worker_that_is_hired_while_events_come_misses_none_and_counts_none_twice() -> None:

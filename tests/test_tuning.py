@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,7 +17,7 @@ from shortlist.ranking.specs import LambdaMART, LogisticRegression
 from shortlist.retrieval.specs import Popular, TwoTower
 from shortlist.training.comparing.spaces import SPACES, Between, OneOf, space_of, written
 from shortlist.training.comparing.trials import RankerPart, SourcePart
-from shortlist.training.comparing.tuning import Best, Budget, Tuned, is_better, tune
+from shortlist.training.comparing.tuning import LOCK, Best, Budget, Tuned, is_better, tune
 from shortlist.training.dataset import TrainingError
 from shortlist.training.rankers.fitting import NothingToLearnError
 from shortlist.training.sources.fitting import fit_source
@@ -103,6 +104,14 @@ def test_a_run_that_was_stopped_goes_on(trends: MemoryLog, tmp_path: Path) -> No
     assert again.parts == tuned.parts
     assert again.comparison == tuned.comparison
     assert again.looks == tuned.looks  # what was compared is read, not measured again
+
+
+def test_one_run_at_a_time(trends: MemoryLog, tmp_path: Path) -> None:
+    with (tmp_path / LOCK).open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(TrainingError, match=r"another run tunes this project .*tuning\.db; wait for it"):
+            run(trends, tmp_path, 4)
+    assert not (tmp_path / "tuning.db").exists()
 
 
 def test_when_the_time_is_up_the_test_slice_is_left_alone(trends: MemoryLog, tmp_path: Path) -> None:

@@ -240,6 +240,7 @@ def test_what_is_new_or_taken_out_changes_what_is_meant(client: httpx.Client) ->
         ({"genres": []}, "Expected `array` of length >= 1 - at `$.where[...]`"),
         ({"genres": "g1"}, "Expected `array`, got `str` - at `$.where[...]`"),
         ({"genres": [None]}, "got `null`"),
+        ({"genres": ["g1"] * 1_001}, "1001 values of 'genres'; at most 1000 - at `$.where.genres`"),
     ],
 )
 def test_what_cannot_be_asked_for_is_refused_with_the_reason(

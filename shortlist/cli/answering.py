@@ -60,8 +60,9 @@ def recommend(
 ) -> int:
     """What the champion shows to USER now. Nothing is logged.
 
-    With --all it writes the slates of everybody, in parts: a run that was stopped goes on where it was, as long as
-    release and log are the same. Exit code 1 when a stage failed for somebody.
+    With --all it writes the slates of everybody, in parts: a run that was stopped goes on where it was, as of the
+    moment and log position at which it began, as long as release, rules, -k and format are the same. Exit code 1 when
+    a stage failed for somebody.
     """
     if everybody:
         if user is not None or explain or out is None:
@@ -103,27 +104,27 @@ def recommend_one(workplace: Workplace, user: str, k: int, explain: bool, as_jso
 
 def recommend_all(workplace: Workplace, k: int, out: Path, form: Format, as_json: bool) -> int:
     """Write everybody's slates, and say what came of it."""
-    from shortlist.serving.batch import PART_USERS, Batch, present, write_batch
+    from shortlist.serving.batch import PART_USERS, Batch, present, resumed_position, write_batch
 
     project, log, registry = workplace.project, workplace.log(), workplace.registry()
     release = registry.fetch("champion", workplace.features().fingerprint)
     with progress(quiet=as_json) as report:
         report("read the log", 0.0)
-        table, pipeline = present(project, log, workplace.settings.place("state"), release)
-        report("read the log", 1.0)
-        users = table.entities[project.user.name].ids
         now = time.time_ns() // 1_000_000
         rules = ", ".join(map(repr, project.slate))
-        batch = Batch(project.name, rules, release.version, table.position, len(users), k, form, PART_USERS, now)
-        written = write_batch(out, batch, pipeline, users, report)
+        batch = Batch(project.name, rules, release.version, log.position, 0, k, form, PART_USERS, now)
+        stop = resumed_position(out, batch)
+        table, pipeline = present(project, log, workplace.settings.place("state"), release, stop)
+        report("read the log", 1.0)
+        users = table.entities[project.user.name].ids
+        batch = replace(batch, log_position=table.position, users=len(users))
+        written = write_batch(out, batch, pipeline, users, report, say)
     done = written.batch
     speed = written.computed / written.seconds if written.seconds > 0 else 0.0
     if as_json:
         figures = {"seconds": round(written.seconds, 3), "users_per_second": round(speed, 1)}
         print_json({"folder": str(out), "parts": done.parts, **asdict(written), **figures})
     else:
-        if written.anew:
-            say(f"began anew: {written.anew}")
         if written.resumed_parts:
             say(f"{written.resumed_parts} of {done.parts} parts were there already")
         click.echo(

@@ -99,8 +99,7 @@ class Answers:
     async def rank(self, body: bytes) -> Answer:
         """`POST /rank`."""
         begun, request = time.perf_counter(), decode(self.ranking, body)
-        if len(request.items) > self.limits.items:
-            raise invalid(f"{len(request.items)} items; at most {self.limits.items} - at `$.items`")
+        check_length("items", request.items, self.limits.items)
         items = tuple(dict.fromkeys(request.items))
         if request.k is not None:
             self._check_k(request.k)
@@ -126,8 +125,7 @@ class Answers:
     async def features(self, body: bytes) -> Answer:
         """`POST /features`."""
         live, request = self._live(), decode(self.asking, body)
-        if len(request.items) > FEATURE_ROWS:
-            raise invalid(f"{len(request.items)} items; at most {FEATURE_ROWS} - at `$.items`")
+        check_length("items", request.items, FEATURE_ROWS)
         if request.user is None and not request.items:
             raise invalid("name a `user`, `items`, or both")
         return Answer(encode(self._known(live, request, now_ms())))
@@ -220,6 +218,7 @@ class Answers:
         self, request: RecommendRequest | RankRequest, k: int, items: tuple[str, ...] | None, begun: float
     ) -> Query:
         settings, constraints = self.service.settings, self.service.project.constraints
+        check_length("excluded items", request.exclude, self.limits.exclude, "exclude")
         within_ms = request.deadline_ms or settings.deadline_ms or constraints.deadline_ms
         query = Query(
             user=request.user,
@@ -242,12 +241,16 @@ class Answers:
     def _where(self, request: RecommendRequest | RankRequest) -> Mapping[str, tuple[Any, ...]]:
         if isinstance(request, RankRequest) or not request.where:
             return {}
+        for name, wanted in request.where.items():
+            check_length(f"values of {name!r}", wanted, self.limits.where_values, f"where.{name}")
         return checked_where(self.service.project.item, request.where)
 
     def _context(self, raw: msgspec.Raw) -> Mapping[str, Any]:
         body = bytes(raw)
         if body == b"{}":
             return {}
+        if len(body) > self.limits.context_bytes:
+            raise invalid(f"the context has {len(body)} bytes; at most {self.limits.context_bytes} - at `$.context`")
         values = msgspec.structs.asdict(decode(self.context, body, "context"))
         return {name: value for name, value in values.items() if value is not None}
 
@@ -304,6 +307,12 @@ def decode(decoder: msgspec.json.Decoder[Message], body: bytes, inside: str = ""
 def invalid(message: str) -> RefusedError:
     """The refusal of JSON that says what cannot be."""
     return RefusedError(422, "invalid", message)
+
+
+def check_length(what: str, values: Sequence[Any], most: int, field: str = "items") -> None:
+    """Raises RefusedError where a list in a request is longer than a service can look through while others wait."""
+    if len(values) > most:
+        raise invalid(f"{len(values)} {what}; at most {most} - at `$.{field}`")
 
 
 def listed(table: FeatureTable, name: str, values: NDArray[Any]) -> list[str | float]:

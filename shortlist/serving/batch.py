@@ -2,12 +2,12 @@
 
 A batch is a folder: `_batch.json` says of what release, log position and moment it is, `part-00000.parquet` and so on
 hold the slates of so many users each. A part is written aside, fsynced and renamed, so one that is there is whole: a
-run that was stopped goes on with the part that is missing, as of the same moment, and comes to the same slates.
+run that was stopped goes on with the part that is missing, as of the same moment and log position, and comes to the
+same slates.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -15,14 +15,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shortlist.durable import write_durably
+from shortlist.durable import take_lock, write_durably
 from shortlist.events.log import EventLog
 from shortlist.features.table import FeatureTable
 from shortlist.pipeline.candidates import Candidates
@@ -96,13 +96,34 @@ class Written:
     degraded: dict[str, int]
 
 
-def present(project: Project, log: EventLog, state: Path, release: Release) -> tuple[FeatureTable, Pipeline]:
-    """The state as of the log's end, and the release's pipeline over it. The log may be one that is only read."""
+def present(
+    project: Project, log: EventLog, state: Path, release: Release, stop: int | None = None
+) -> tuple[FeatureTable, Pipeline]:
+    """The state as of log position `stop` (default: the log's end), and the release's pipeline over it.
+
+    The log may be one that is only read. A snapshot that is newer than `stop` is of no use.
+    """
     table, _ = restored(project.feature_set(), log, state)
-    for events in log.scan(table.position):
+    if stop is not None and table.position > stop:
+        table = FeatureTable(project.feature_set())
+    for events in log.scan(table.position, stop):
         table.update(events)
     champion = load_champion(project, release, table, Nobody(), lambda trace: None)  # noqa: ARG005
     return table, champion.recommend
+
+
+def resumed_position(folder: Path, wanted: Batch) -> int | None:
+    """The log position of the batch that was stopped in a folder, if it can go on as what is wanted at another one.
+
+    None where there is none, or it is finished: that one is made again as of now.
+    """
+    try:
+        earlier = Batch(**json.loads((folder / DESCRIPTION).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+    differs = replace(wanted, log_position=earlier.log_position, users=earlier.users).differs_from(earlier)
+    finished = all(part_of(folder, earlier, number).exists() for number in range(earlier.parts))
+    return None if differs or finished or earlier.log_position > wanted.log_position else earlier.log_position
 
 
 class Nobody:
@@ -120,15 +141,18 @@ def write_batch(
     pipeline: Pipeline,
     users: Sequence[str],
     report: Callable[[str, float], None],
+    warn: Callable[[str], None],
 ) -> Written:
     """Write the slate of every user into `folder`, going on where an equal batch was stopped.
+
+    `warn` is told why another one is thrown away, before it is.
 
     Raises BatchError where the folder is somebody else's or another run writes to it, OSError where the disk refuses.
     """
     begun = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        batch, anew = prepared(folder, batch)
+        batch, anew = prepared(folder, batch, warn)
         done, degraded = 0, Counter[str]()
         missing = [number for number in range(batch.parts) if not part_of(folder, batch, number).exists()]
         for number in missing:
@@ -167,7 +191,7 @@ def row_of(user: str, slate: Slate) -> dict[str, Any]:
     }
 
 
-def prepared(folder: Path, batch: Batch) -> tuple[Batch, str]:
+def prepared(folder: Path, batch: Batch, warn: Callable[[str], None]) -> tuple[Batch, str]:
     """The batch to go on with, and why an earlier one is thrown away, in words.
 
     Old parts go before the new description comes: whatever happens in between, no part stands under a wrong one.
@@ -186,6 +210,7 @@ def prepared(folder: Path, batch: Batch) -> tuple[Batch, str]:
             why = batch.differs_from(earlier)
             if not why:
                 return earlier, ""
+        warn(f"begins anew: {why}")
     for path in folder.glob("part-*"):
         path.unlink()
     write_durably(found, json.dumps(asdict(batch), indent=1).encode())
@@ -211,12 +236,10 @@ def write_part(path: Path, rows: Sequence[dict[str, Any]], form: Format) -> None
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """One run at a time. Raises BatchError where another one writes there."""
-    lock = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, 0o644)
+    lock = take_lock(folder / LOCK)
+    if lock is None:
+        raise BatchError(f"another run writes to {folder}; wait for it, or name another folder")
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BatchError(f"another run writes to {folder}; wait for it, or name another folder") from None
         yield
     finally:
         os.close(lock)

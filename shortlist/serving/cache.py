@@ -1,18 +1,19 @@
 """Answers that are given again: kept per user for a while, until an event or another release makes them wrong.
 
-An event that names a user drops the answers of that user, one of the catalogue drops all of them, and a release has its
-own. An event invalidates before its append is answered, so whoever was told that it is stored gets an answer that knows
-it; an answer that was being computed meanwhile is not kept. Impressions count as no event here: each answer makes some,
-and what they change shows when the answer is too old. What is cached is a slate and the candidates it shows, because
-every answer is logged as impressions of its own request. A draw is logged with its propensity once, where it was made:
-how often it is shown again depends on what the user does with it, so that propensities of repeats would lie.
+An event that names a user drops the answers of that user; one of the catalogue, or the first that names an item, drops
+all of them; and a release has its own. An event invalidates before its append is answered, so whoever was told that it
+is stored gets an answer that knows it; an answer that was being computed meanwhile is not kept. Impressions count as no
+event here: each answer makes some, and what they change shows when the answer is too old. What is cached is a slate and
+the candidates it shows, because every answer is logged as impressions of its own request. A draw is logged with its
+propensity once, where it was made: how often it is shown again depends on what the user does with it, so that
+propensities of repeats would lie.
 """
 
 from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sized
 from dataclasses import dataclass, replace
 from threading import Lock
 
@@ -72,9 +73,15 @@ class AnswerCache:
         self._of_user: dict[str | None, set[Key]] = {}
         self._tickets: dict[str | None, set[Ticket]] = {}
         self._lock = Lock()
+        self._catalogue: Sized = ()
+        self._items = 0  # in the catalogue, as of the last batch
 
     def __len__(self) -> int:
         return len(self._kept)
+
+    def follow(self, catalogue: Sized) -> None:
+        """Drop everything whenever a batch has added an item to the catalogue, whichever event named it first."""
+        self._catalogue, self._items = catalogue, len(catalogue)
 
     def find(self, release: str, query: Query) -> tuple[Slate, Candidates] | None:
         """The answer that is kept for such a query, as one to this request; else None, and the query gets a ticket.
@@ -115,11 +122,12 @@ class AnswerCache:
 
     def learn(self, batch: Batch) -> None:
         """Drop what the events of a batch make wrong."""
-        told = ~batch.of_kind(IMPRESSION)
-        if not told.any():
+        told, items = ~batch.of_kind(IMPRESSION), len(self._catalogue)
+        grown, self._items = items != self._items, items
+        if not told.any() and not grown:
             return
         with self._lock:
-            if batch.of_kind(self.item).any():
+            if grown or batch.of_kind(self.item).any():
                 self._forget_all()
                 return
             if not self._kept and not self._tickets:

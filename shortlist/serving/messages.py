@@ -7,8 +7,15 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Raw
 
+from shortlist.serving.limits import Limits
+
 Id = Annotated[str, Meta(min_length=1, max_length=1024, description="An entity's id: 1 to 1024 characters.")]
 Milliseconds = Annotated[float, Meta(gt=0, le=60_000)]
+
+
+def at_most(count: int, description: str = "") -> Meta:
+    """How long a list may be, for the description: what is longer is refused where it can be said how long it was."""
+    return Meta(description=description or None, extra_json_schema={"maxItems": count})
 
 
 def no_context() -> Raw:
@@ -22,9 +29,9 @@ class RecommendRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     user: Id | None = None
     k: Annotated[int, Meta(ge=1, description="How many items.")] = 10
     context: Raw = msgspec.field(default_factory=no_context)
-    exclude: Annotated[list[Id], Meta(description="Items that must not be shown, beside those seen.")] = []
+    exclude: Annotated[list[Id], at_most(Limits.exclude, "Items that must not be shown, beside those seen.")] = []
     where: Annotated[
-        dict[str, Annotated[list[str | float | bool], Meta(min_length=1)]],
+        dict[str, Annotated[list[str | float | bool], Meta(min_length=1), at_most(Limits.where_values)]],
         Meta(description="Per attribute of the item the values that are wanted; an item has one of each."),
     ] = {}
     deadline_ms: Annotated[
@@ -42,13 +49,13 @@ class RankRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     nothing added. Nothing is logged unless `log` says that the slate is shown.
     """
 
-    items: Annotated[list[Id], Meta(description="The items to rank; a repeated id counts once.")]
+    items: Annotated[list[Id], at_most(Limits.items, "The items to rank; a repeated id counts once.")]
     user: Id | None = None
     k: Annotated[Annotated[int, Meta(ge=1)] | None, Meta(description="How many of them to return; all by default.")] = (
         None
     )
     context: Raw = msgspec.field(default_factory=no_context)
-    exclude: list[Id] = []
+    exclude: Annotated[list[Id], at_most(Limits.exclude)] = []
     deadline_ms: Milliseconds | None = None
     explain: bool = False
     log: Annotated[bool, Meta(description="Whether the slate is shown to somebody: log it as impressions.")] = False

@@ -167,6 +167,7 @@ class Service:
         gc.freeze()  # the state stays: looking through millions of ids for garbage, time and again, stops everything
         log.subscribe(self.turns.learn)
         if self.cache is not None:
+            self.cache.follow(table.entities[self.project.item.name])
             log.subscribe(self.cache.learn)  # behind the state: what it drops is computed with the events
         impressions = Impressions(
             log,

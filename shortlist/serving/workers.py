@@ -185,13 +185,16 @@ def work(pipelines: Sequence[Pipeline], table: FeatureTable, told: socket.socket
 
 def answer_all(pipelines: Sequence[Pipeline], table: FeatureTable, told: socket.socket, asked: socket.socket) -> None:
     """Fold what was told, and make what is asked for, until there is no more."""
-    ready = select.poll()
+    anything, events = select.poll(), select.poll()
     for connection in (told, asked):
-        ready.register(connection, select.POLLIN)
+        anything.register(connection, select.POLLIN)
+    events.register(told, select.POLLIN)
     while True:
-        if told.fileno() in dict(ready.poll()):
+        readable = dict(anything.poll())
+        while events.poll(0):  # looked at behind the question: what was written before it may have come after the look
             batch: Batch = pickle.loads(received(told))  # the service wrote it
             table.update(batch)
+        if asked.fileno() not in readable:
             continue
         content = received(asked)
         if content == END:

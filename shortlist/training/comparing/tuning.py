@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shortlist.durable import take_lock
 from shortlist.events.log import EventLog
 from shortlist.project import Project
 from shortlist.training.backtest import Progress
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 METRIC = "ndcg@10"
 DECLARED, TEST = "declared", "test"
+LOCK = "tuning.lock"
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def tune(
     """Try settings of the parts called `names` (all that can be tuned, by default) within the budget.
 
     `database` keeps the trials. `anew` forgets what was tried at another position of the log. Raises TrainingError
-    where nothing can be tuned, or Optuna is not installed.
+    where nothing can be tuned, another run is at it, or Optuna is not installed.
     """
     wanted = wanted_of(project, names)
     with storage_at(database) as storage, tempfile.TemporaryDirectory(prefix="shortlist-tune-") as place:
@@ -175,7 +178,10 @@ def position_of(storage: BaseStorage, digest: str, stop: int, anew: bool) -> tup
 
 @contextmanager
 def storage_at(database: Path) -> Iterator[BaseStorage]:
-    """Optuna's store in an SQLite file. Raises TrainingError where Optuna is not installed."""
+    """Optuna's store in an SQLite file, for one run at a time: trials that are running count as stopped ones'.
+
+    Raises TrainingError where Optuna is not installed, or another run is there.
+    """
     try:
         import optuna
         from optuna.storages import RDBStorage
@@ -183,12 +189,18 @@ def storage_at(database: Path) -> Iterator[BaseStorage]:
         raise TrainingError(f"{error.name} is not installed; run: pip install 'shortlist[tuning]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     database.parent.mkdir(parents=True, exist_ok=True)
-    storage = RDBStorage(f"sqlite:///{database}")
+    lock = take_lock(database.with_name(LOCK))
+    if lock is None:
+        raise TrainingError(f"another run tunes this project and keeps its trials in {database}; wait for it")
     try:
-        yield storage
+        storage = RDBStorage(f"sqlite:///{database}")
+        try:
+            yield storage
+        finally:
+            storage.remove_session()
+            storage.engine.dispose()
     finally:
-        storage.remove_session()
-        storage.engine.dispose()
+        os.close(lock)
 
 
 def spend(trials: Sequence[Trials], budget: Budget, progress: Progress) -> bool:
