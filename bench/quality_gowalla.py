@@ -1,7 +1,8 @@
 """Retrieval quality on Gowalla (or any folder of its format): every source alone, and their merge.
 
 Protocol of LightGCN: all items are ranked but those of the user's train list; Recall@20 and NDCG@20, averaged over test
-users. What has to be chosen is chosen on held-out parts of train; test is looked at once, at the end.
+users. What has to be chosen, the source of the headline too, is chosen on held-out parts of train; test is looked at
+once, at the end.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from bench._pairs import Pairs, read_folder
 from shortlist.events.schema import Entity
 from shortlist.features.definitions import EventType
 from shortlist.retrieval.models.factors import Factors
 from shortlist.retrieval.models.item_weights import ItemWeights
 from shortlist.retrieval.specs import CoVisitation, GraphFilter, HistorySpec, LinearAutoencoder, MatrixFactorisation
+from shortlist.training.rankers.fitting import NothingToLearnError
 from shortlist.training.sources.factors import fit_factors
 from shortlist.training.sources.item_weights import SURE, Interactions, fit_item_weights, hits_of, ndcg_of, ndcg_of_hits
 
@@ -31,6 +33,8 @@ K, BLOCK = 20, 512
 DATA = Path(os.environ.get("SHORTLIST_DATA", "../shared/data")) / "gowalla"
 HELD_OUT = 0.2
 """The share of train by which the merge is chosen, by all of its users: as much as test has."""
+FEWEST = 10
+"""The users that have to be there to choose by: what fewer prefer is chance."""
 LEADERS = 200
 """The best scores of a user, from which the others are measured: sources have scores of different sizes."""
 NOBODY = np.float32(-1e9)
@@ -55,31 +59,6 @@ Scores = Callable[[Any], NDArray[np.float32]]
 def options(parser: argparse.ArgumentParser) -> None:
     """Where the data is."""
     parser.add_argument("--data", type=Path, default=DATA, help=f"folder with train.txt and test.txt [{DATA}]")
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Users and items by number."""
-
-    user: NDArray[np.int64]
-    item: NDArray[np.int64]
-
-    def take(self, part: NDArray[Any]) -> Pairs:
-        """Some of them."""
-        return Pairs(self.user[part], self.item[part])
-
-    def matrix(self, shape: tuple[int, int]) -> Any:
-        """Ones, CSR, shape (users, items)."""
-        return sparse.csr_matrix((np.ones(len(self.user), np.float32), (self.user, self.item)), shape)
-
-
-def read(path: Path) -> Pairs:
-    """Lines of `user item item ...`. Raises SystemExit with what is missing."""
-    if not path.exists():
-        raise SystemExit(f"{path} is missing; give the folder with --data, or set SHORTLIST_DATA")
-    rows = [np.array(line.split(), np.int64) for line in path.read_text().splitlines()]
-    users = np.repeat([row[0] for row in rows if len(row)], [len(row) - 1 for row in rows if len(row)])
-    return Pairs(users, np.concatenate([row[1:] for row in rows if len(row)]))
 
 
 def fit(
@@ -172,16 +151,16 @@ def judge(scores: NDArray[np.float32], known: Any, relevant: Any) -> tuple[NDArr
     return np.asarray(recall, np.float64), ndcg_of(scores, known, relevant, K)
 
 
-def choose(parts: Mapping[str, Scores], known: Any, held: Any, users: NDArray[np.int64]) -> Shares:
+def choose(parts: Collection[str], found: Mapping[Shares, NDArray[np.float64]]) -> Shares:
     """The share of each source: at first all have the same, then one after the other is halved, or goes.
 
-    What leaves most is lowered, until NDCG@20 on what was held out falls below the best so far by more than a standard
-    error: a share has to prove itself. None is finer, because shares that are chosen fit the part that chose them.
+    `found` is NDCG@20 of each user by every merge, on what was held out. What leaves most is lowered, until that falls
+    below the best so far by more than a standard error: a share has to prove itself. None is finer, because shares that
+    are chosen fit the part that chose them.
     """
-    found = held_out_ndcg(parts, known, held, users)
     shares: Shares = (SHARES[0],) * len(parts)
     best = found[shares]
-    print(f"  NDCG@{K} on what {len(users)} users held out: {best.mean():.4f} by {named(parts, shares)}", flush=True)
+    print(f"  NDCG@{K} on what {len(best)} users held out: {best.mean():.4f} by {named(parts, shares)}", flush=True)
     while lower := [each for each in lowered(shares) if each in found]:
         leaves_most = max(lower, key=lambda each: float(found[each].mean()))
         loss = best - found[leaves_most]
@@ -229,6 +208,11 @@ def lowered(shares: Shares) -> list[Shares]:
     return [(*shares[:at], steps[share], *shares[at + 1 :]) for at, share in enumerate(shares) if share in steps]
 
 
+def alone(parts: Collection[str]) -> dict[str, Shares]:
+    """The shares by which a source stands for itself, of each one."""
+    return {name: tuple(float(name == other) for other in parts) for name in parts}
+
+
 def named(parts: Iterable[str], shares: Shares) -> dict[str, float]:
     """The sources that have a share, with it."""
     return {name: share for name, share in zip(parts, shares, strict=True) if share}
@@ -236,21 +220,33 @@ def named(parts: Iterable[str], shares: Shares) -> dict[str, float]:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Choose on train, fit on train, measure on test."""
-    train, test = (read(arguments.data / f"{name}.txt") for name in ("train", "test"))
-    shape = int(max(train.user.max(), test.user.max())) + 1, int(max(train.item.max(), test.item.max())) + 1
+    train, test, shape = read_folder(arguments.data)
     rng = np.random.default_rng(0)
     held = rng.random(len(train.user)) < HELD_OUT
     known, relevant = train.take(~held).matrix(shape), train.take(held).matrix(shape)
     able = np.flatnonzero((np.diff(relevant.indptr) > 0) & (np.diff(known.indptr) > 0))
+    if len(able) < FEWEST:
+        raise SystemExit(
+            f"{arguments.data / 'train.txt'}: of {shape[0]} users {len(able)} have items both to learn from and to "
+            f"hold out, which has to be {FEWEST} at least; give more users, or more items of each"
+        )
     asked = np.flatnonzero(np.diff(test.matrix(shape).indptr))
     if arguments.quick:
         asked = np.sort(rng.permutation(asked)[:2_000])
     specs = SPECS[:2] if arguments.quick else SPECS
     parts, chosen = {}, {}
     for spec in specs:
-        parts[spec.name], chosen[spec.name] = fit(spec, train.take(~held), shape[1])
+        try:
+            parts[spec.name], chosen[spec.name] = fit(spec, train.take(~held), shape[1])
+        except NothingToLearnError as error:
+            raise SystemExit(f"{arguments.data / 'train.txt'}: {error}; give more items of each user") from error
         print(f"  {spec.name} fitted on four fifths of train: {chosen[spec.name]}", flush=True)
-    merge = choose(parts, known, relevant, able)
+    by_merge = held_out_ndcg(parts, known, relevant, able)
+    merge = choose(parts, by_merge)
+    reached = {name: float(by_merge[shares].mean()) for name, shares in alone(parts).items()}
+    best = max(reached, key=lambda name: reached[name])
+    shown = ", ".join(f"{name} {ndcg:.4f}" for name, ndcg in reached.items())
+    print(f"  each source alone: {shown}; the headline is {best}, whatever test says", flush=True)
     parts.clear()
     fitted: dict[str, Scores] = {"popular": popularity(train, shape[1])}
     figures: dict[str, dict[str, Any]] = {"popular": {"fit_s": 0.0}}
@@ -262,13 +258,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         figures[spec.name] = {"fit_s": seconds, **plain}
     of = named(chosen, merge)
     figures["merged"] = {"fit_s": round(sum(figures[name]["fit_s"] for name in of), 1), "of": of}
-    wanted = {name: tuple(float(name == other) for other in fitted) for name in fitted} | {"merged": (0.0, *merge)}
+    wanted = alone(fitted) | {"merged": (0.0, *merge)}
     judged = measure(fitted, wanted.values(), train.matrix(shape), test.matrix(shape), asked)
     for name, shares in wanted.items():
         recall, ndcg = judged[shares].mean(axis=1).tolist()
         figures[name] = {"recall_20": round(recall, 4), "ndcg_20": round(ndcg, 4), **figures[name]}
         print(f"  {name:22} {recall:.4f} {ndcg:.4f}   {figures[name]}", flush=True)
-    best = max(fitted, key=lambda name: figures[name]["ndcg_20"])
     return {
         "recall_20": figures[best]["recall_20"],
         "ndcg_20": figures[best]["ndcg_20"],
