@@ -38,13 +38,11 @@ def read_folder(folder: Path) -> tuple[Pairs, Pairs, tuple[int, int]]:
     Users and items are numbered in the order of their ids: blocks are as wide as there are items, whatever their ids.
     """
     train, test = (read(folder / f"{name}.txt") for name in ("train", "test"))
-    strangers = np.setdiff1d(test.user, train.user)
-    if len(strangers):
-        number, user = next((number, ids[0]) for number, ids in lists(folder / "test.txt") if ids[0] in strangers)
-        raise SystemExit(
-            f"{folder / 'test.txt'}, line {number}: user {user} has no items in train.txt, so nothing is known of them "
-            f"(users like this: {len(strangers)}); take their lines out, or add items of theirs to train.txt"
-        )
+    known = np.isin(test.user, train.user)
+    if not known.all():
+        strangers = len(np.unique(test.user[~known]))
+        print(f"  {folder / 'test.txt'}: {strangers} users have no items in train.txt, and are dropped", flush=True)
+        test = test.take(known)
     users, items = np.unique(train.user), np.unique(np.concatenate([train.item, test.item]))
     train, test = (Pairs(np.searchsorted(users, of.user), np.searchsorted(items, of.item)) for of in (train, test))
     fresh = ~np.isin(test.user * len(items) + test.item, train.user * len(items) + train.item)

@@ -135,12 +135,19 @@ def test_what_is_no_id_is_refused_by_its_line(tmp_path: Path, word: str) -> None
         ("", "0 1\n", r"train\.txt has no pair"),
         ("0 1\n", "\n0\n", r"test\.txt has no pair"),
         ("0 1\n", "0 1\n", r"test\.txt has no pair that train\.txt has not"),
-        ("0 1\n8\n", "0 2\n\n8 1\n9 1\n", r"test\.txt, line 3: user 8 has no items .*this: 2\)"),
     ],
 )
 def test_folders_that_say_nothing_are_refused(tmp_path: Path, train: str, test: str, said: str) -> None:
     with pytest.raises(SystemExit, match=said):
         read_folder(folder(tmp_path, train, test))
+
+
+def test_users_of_whom_nothing_is_known_are_dropped_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, test, shape = read_folder(folder(tmp_path, "0 1\n8\n", "0 2\n\n8 1\n9 1\n"))
+    assert (train.user.tolist(), test.user.tolist(), test.item.tolist(), shape) == ([0], [0], [1], (1, 2))
+    assert "test.txt: 2 users have no items in train.txt" in capsys.readouterr().out
 
 
 def test_too_few_users_to_choose_by_are_refused(tmp_path: Path) -> None:
