@@ -107,6 +107,12 @@ class Evaluation:
     replayed: Mapping[str, Quality] = field(default_factory=dict)
     found_more: Mapping[str, Interval] = field(default_factory=dict)
     detail: Detail | None = field(default=None, repr=False, compare=False)
+    by_replay: Evaluation | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def serving(self) -> Evaluation:
+        """The same, or replayed requests alone where nothing orders what serves: shown slates say nothing of it."""
+        return self if TWO_STAGE in self.methods or self.by_replay is None else self.by_replay
 
     def with_popularity(self) -> Evaluation:
         """The same measurements where popularity is what serves."""
@@ -137,7 +143,7 @@ class Evaluation:
             for method, found in reordered.items()
         }
         detail = None if self.detail is None else replace(self.detail, per_user={**self.detail.per_user, **per_user})
-        return replace(self, methods=methods, replayed=self.methods, shown=slates, detail=detail)
+        return replace(self, methods=methods, replayed=self.methods, shown=slates, detail=detail, by_replay=self)
 
     def ndcg(self, method: str) -> float:
         """NDCG@10 of a method; NaN where it was not measured."""

@@ -52,7 +52,8 @@ def reorder(
     scores = {POPULARITY: popularity(ground, columns)}
     scores |= {name: columns[f"{name}_score"] for name in sources.names if f"{name}_score" in columns}
     scores |= {name: scorer.score(matrix, names) for name, scorer in scorers.items()}
-    scores[TWO_STAGE] = scores[serves]
+    if serves:  # the order in which sources are merged is none of what was shown, but of what was found
+        scores[TWO_STAGE] = scores[serves]
     starts = np.flatnonzero(np.diff(rows.request, prepend=-1))
     sizes = np.diff(starts, append=len(rows))
     users, user = np.unique(rows.user[starts], return_inverse=True)

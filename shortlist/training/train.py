@@ -152,7 +152,7 @@ def train(
     with home.draft() as draft:
         learned = learn(ground, draft, progress, steps)
         sources, choice = learned.sources, learned.choice
-        verdict = judge(ground, sources, choice, learned.evaluation, force)
+        verdict = judge(ground, sources, choice, learned.evaluation.serving, force)
         if verdict.sources == sources.names:
             with steps.step("fit sources on everything"):
                 sources, failed = fit_on_everything(ground, sources, draft, progress)
@@ -313,8 +313,6 @@ def measure(
     contest = Contest(pipeline, stages, choice.ranker, next(popular, resort))
     item = ground.project.item.name
     evaluation = evaluate(contest, past, item, lesson.known.users.ids, requests, lesson.seed, progress)
-    if not choice.ranker:  # the merged order is none of what was shown, but of what was found
-        return evaluation
     return evaluation.judged_on(*reorder(ground, rows.places, sources, scorers, choice.ranker))
 
 

@@ -14,7 +14,7 @@ from shortlist.ranking.ensemble import Ensemble
 from shortlist.ranking.linear import Linear
 from shortlist.ranking.scoring import RankerStage
 from shortlist.ranking.trees import Trees
-from shortlist.retrieval.specs import Fresh, HistorySpec, Popular, TwoTower
+from shortlist.retrieval.specs import FactorizationMachine, Fresh, HistorySpec, MatrixFactorisation, Popular, TwoTower
 
 COUNTS, WEIGHTS, PATHS, OPAQUE = range(4)
 """The effort of following a reason: a number that was counted, a sum of weights, paths through trees, all else."""
@@ -67,6 +67,16 @@ def _(part: HistorySpec) -> Reason:  # noqa: ARG001
 @reason.register
 def _(part: TwoTower) -> Reason:  # noqa: ARG001
     return Reason("which items lie near it, as the product of two learned vectors; not why they do", OPAQUE)
+
+
+@reason.register
+def _(part: MatrixFactorisation) -> Reason:  # noqa: ARG001
+    return Reason("how near it lies to the sum of the history's items, whose vectors say who acts on both", OPAQUE)
+
+
+@reason.register
+def _(part: FactorizationMachine) -> Reason:  # noqa: ARG001
+    return Reason("the product of two vectors: what ids and attributes of user and item are found to mean", OPAQUE)
 
 
 @reason.register

@@ -10,7 +10,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -29,9 +29,10 @@ from shortlist.ranking.scoring import RankerStage, load_scorer
 from shortlist.retrieval.specs import Popular
 from shortlist.training.backtest import SLATE, Progress, described, filtered
 from shortlist.training.comparing.reasons import Attribution, Reason, attribution, reason
-from shortlist.training.dataset import pipeline_of, survey
+from shortlist.training.dataset import Ground, pipeline_of, survey
 from shortlist.training.evaluation import DEPTHS, MERGED, POPULARITY, TWO_STAGE, Detail, Ranked
 from shortlist.training.metrics import Floats, Interval, Relevant, by_user, gain_matrix, intervals, recall
+from shortlist.training.rows import unheard
 from shortlist.training.train import Learned, Steps, baseline_name, learn
 
 CANDIDATES = 500
@@ -47,7 +48,7 @@ Role = Literal["source", "ranker", "pipeline"]
 class Method:
     """One line of the table. `quality` lacks what a method does not do; latency is NaN where nothing could be asked.
 
-    Latency is the median time of scoring 500 candidates, or of proposing a source's quota.
+    Latency is the median time of scoring 500 candidates, or of proposing as many, whatever a source's quota.
     """
 
     name: str
@@ -144,18 +145,25 @@ def weigh(learned: Learned, progress: Progress) -> TradeOffs:
     if detail is not None:
         values = {**detail.per_user, **recalls(detail, detail.retrieved)}
         contributions = tuple(contributions_of(learned, detail, progress))
-    findings = (*learned.sources.findings, *learned.choice.findings)
+    findings = (*unheard(learned.ground.project), *learned.sources.findings, *learned.choice.findings)
     methods = tuple(Weighing(learned).methods())
     progress(STEP, 1.0)
     return TradeOffs(evaluation.users, evaluation.requests, methods, contributions, findings, values, seed)
 
 
+def wide(ground: Ground) -> Ground:
+    """The same where every source proposes as many candidates as are timed, whatever its quota."""
+    sources = [replace(spec, quota=CANDIDATES) for spec in ground.sources]
+    return replace(ground, lesson=replace(ground.lesson, project=replace(ground.project, sources=sources)))
+
+
 class Weighing:
-    """The loaded parts of what was learned, and how they are timed."""
+    """The loaded parts of what was learned, and how they are timed; sources `alone` propose as many as are ranked."""
 
     def __init__(self, learned: Learned) -> None:
         self.learned, lesson = learned, learned.ground.lesson
         self.pipeline, self.resort = pipeline_of(learned.ground, learned.sources, learned.past.table)
+        self.alone, _ = pipeline_of(wide(learned.ground), learned.sources, learned.past.table)
         scorers = {name: load_scorer(learned.directory / "rankers" / name) for name in learned.choice.fitted}
         self.rankers = {name: RankerStage(name, scorer) for name, scorer in scorers.items()}
         self.now, self.asking = 0, list[tuple[str, dict[str, Any]]]()
@@ -172,7 +180,7 @@ class Weighing:
         """Every line of the table: sources, rankers, and what serves."""
         popular = baseline_name(self.learned.ground)
         specs = {spec.name: spec for spec in self.learned.ground.sources}
-        proposing = {source.name: source for source in self.pipeline.sources}
+        proposing = {source.name: source for source in self.alone.sources}
         for name, source in {popular: self.resort, **proposing}.items():
             spec = specs.get(name, Popular())
             yield self._method(
@@ -232,7 +240,7 @@ class Weighing:
         return median_ms(work, rounds)
 
     def _learn(self, query: Query, name: str | None = None) -> None:
-        for stage in self.pipeline.understand:
+        for stage in self.pipeline.understand if name is None else self.alone.understand:
             if name is None or stage.name == name:
                 for known, value in stage.learn(query).items():
                     query.learn(known, value)

@@ -326,7 +326,7 @@ def compare(
 
 def difference(declared: Learned, tuned: Learned, seed: int) -> Comparison:
     """The two stages of both, paired by user. Raises TrainingError where nothing could be measured."""
-    details = [learned.evaluation.detail for learned in (declared, tuned)]
+    details = [learned.evaluation.serving.detail for learned in (declared, tuned)]
     values = [detail.per_user[METRIC][TWO_STAGE] for detail in details if detail is not None]
     if len(values) < 2:
         raise TrainingError("the test slice has no positive that could be shown; collect more events and tune again")
