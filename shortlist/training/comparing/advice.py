@@ -127,7 +127,6 @@ def latency(weighed: TradeOffs, deadline_ms: float) -> Iterator[str]:
     if not timed or not math.isfinite(whole.latency_ms):
         return
     slowest = max(timed, key=lambda method: method.latency_ms)
-    what = "its quota" if slowest.role == "source" else f"{CANDIDATES} candidates"
     share = whole.latency_ms / deadline_ms
     verdict = (
         f"{share:.0%} of the deadline of {deadline_ms:g} ms"
@@ -136,7 +135,7 @@ def latency(weighed: TradeOffs, deadline_ms: float) -> Iterator[str]:
     )
     yield (
         f"An answer takes {whole.latency_ms:.2f} ms in this process, {verdict}; of the parts {spoken(slowest)} takes "
-        f"longest, {slowest.latency_ms:.2f} ms for {what}."
+        f"longest, {slowest.latency_ms:.2f} ms for {CANDIDATES} candidates."
     )
 
 
