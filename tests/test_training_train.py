@@ -125,18 +125,24 @@ def test_the_same_log_and_seed_give_the_same_release_to_the_byte(trained: Releas
     assert (again.directory / "manifest.json").read_bytes() == (trained.directory / "manifest.json").read_bytes()
 
 
-def test_where_a_source_fails_on_everything_what_was_measured_is_published(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def failing(monkeypatch: pytest.MonkeyPatch, time: int, why: str) -> list[str]:
+    """Let two towers fail when they are fitted for so many times; the sources that were fitted."""
     tries: list[str] = []
 
     def fit(spec: Any, *lesson: Any) -> Any:
         tries.append(spec.name)
-        if tries.count("two_tower") == 3:
-            raise NothingToLearnError("diverged")
+        if tries.count("two_tower") == time:
+            raise NothingToLearnError(why)
         return fit_source(spec, *lesson)
 
     monkeypatch.setattr("shortlist.training.dataset.fit_source", fit)
+    return tries
+
+
+def test_where_a_source_fails_on_everything_what_was_measured_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = failing(monkeypatch, 3, "diverged")
     log = log_of(taste_events(700))
     release = train(project(), log, tmp_path / "releases", seed=5, force=True)
     assert tries.count("two_tower") == 3
@@ -156,15 +162,7 @@ def test_where_a_source_fails_on_everything_what_was_measured_is_published(
 def test_a_source_that_fails_once_rankers_have_learned_from_it_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tries: list[str] = []
-
-    def fit(spec: Any, *lesson: Any) -> Any:
-        tries.append(spec.name)
-        if tries.count("two_tower") == 2:
-            raise NothingToLearnError("its attributes are out of bounds")
-        return fit_source(spec, *lesson)
-
-    monkeypatch.setattr("shortlist.training.dataset.fit_source", fit)
+    failing(monkeypatch, 2, "its attributes are out of bounds")
     with pytest.raises(TrainingError, match=r"source two_tower was left out: its attributes .*; it could be fitted on"):
         train(project(), log_of(taste_events(700)), tmp_path, seed=5)
     assert Registry(tmp_path).versions() == []

@@ -48,8 +48,9 @@ class ShownSlates:
 
         The mean over users is 1 where every slate is ordered best. NaN for users of whose slates nothing followed.
         """
-        held, best = self._discounted(score, k), self._discounted(self.worth, k)
-        told = np.bincount(self._slate, self.worth != 0, len(self.sizes)) > 0
+        slate = self._slate
+        held, best = (self._discounted(order, k, slate) for order in (score, self.worth))
+        told = np.bincount(slate, self.worth != 0, len(self.sizes)) > 0
         users = int(self.user.max(initial=-1)) + 1
         table = np.where(told[:, None], np.column_stack([held, best]), np.nan)
         per_user = by_user(table, self.user, users)
@@ -60,9 +61,9 @@ class ShownSlates:
     def _slate(self) -> NDArray[np.int64]:
         return np.repeat(np.arange(len(self.sizes)), self.sizes)
 
-    def _discounted(self, score: Floats, k: int) -> Floats:
+    def _discounted(self, score: Floats, k: int, slate: NDArray[np.int64]) -> Floats:
         """The worth of each slate's first k places."""
-        order = np.lexsort((np.where(np.isnan(score), np.inf, -score), self._slate))
+        order = np.lexsort((np.where(np.isnan(score), np.inf, -score), slate))
         place = np.arange(len(order)) - np.repeat(np.cumsum(self.sizes) - self.sizes, self.sizes)
         discount = np.where(place < k, 1.0 / np.log2(place + 2.0), 0.0)
-        return np.bincount(self._slate, self.worth[order] * discount, len(self.sizes)).astype(np.float64)
+        return np.bincount(slate, self.worth[order] * discount, len(self.sizes)).astype(np.float64)
