@@ -72,7 +72,7 @@ class Graph:
         halves = sparse.diags(np.maximum(by_user, 1) ** -prolific), sparse.diags(1 / root)
         forth = sparse.csr_matrix(halves[0] @ matrix @ halves[1], dtype=np.float32)
         back = sparse.csr_matrix(forth.T)
-        directions, values = smoothest(forth, back, min(rank, min(forth.shape) - 1), seed)
+        directions, values = smoothest(forth, min(rank, min(forth.shape) - 1), seed)
         if len(values) and values[0] > 0:
             forth, back, values = forth / values[0], back / values[0], values / values[0]
         return cls(forth, back, root, directions, values)
@@ -132,16 +132,16 @@ def total(terms: list[Matrix], sharpness: float) -> Matrix:
     return found
 
 
-def smoothest(forth: Any, back: Any, rank: int, seed: int) -> tuple[Matrix, Matrix]:
+def smoothest(forth: Any, rank: int, seed: int) -> tuple[Matrix, Matrix]:
     """The first right singular vectors of a CSR matrix, shape (columns, rank), and their values, (rank,).
 
     By randomised subspace iteration: Halko, Martinsson, Tropp, Finding structure with randomness, 2011, algorithm 4.4.
     """
     if rank <= 0:
         return np.zeros((forth.shape[1], 0), np.float32), np.zeros(0, np.float32)
-    width = min(rank + SPARE, *forth.shape)
-    basis = np.random.default_rng(seed).standard_normal((forth.shape[1], width), np.float32)
-    for _ in range(ROUNDS):
-        basis = np.linalg.qr(product(back, product(forth, basis)))[0]
-    _, values, right = np.linalg.svd(product(forth, basis), full_matrices=False)
-    return np.ascontiguousarray((basis @ right.T)[:, :rank], np.float32), values[:rank].astype(np.float32)
+    from sklearn.utils.extmath import randomized_svd  # takes a second, and only some sources need it
+
+    _, values, right = randomized_svd(
+        forth, rank, n_oversamples=SPARE, n_iter=ROUNDS, power_iteration_normalizer="LU", random_state=seed
+    )
+    return np.ascontiguousarray(right.T, np.float32), values.astype(np.float32)
