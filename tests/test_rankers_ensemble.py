@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from shortlist.ranking.ensemble import MEMBERS, EnsembleError
+from shortlist.ranking.ensemble import Ensemble as EnsembleScorer
 from shortlist.ranking.scoring import load_scorer
-from shortlist.ranking.specs import DeepCross, Ensemble, LambdaMART, LogisticRegression, RankerSpec
+from shortlist.ranking.specs import BoostedTrees, DeepCross, Ensemble, LambdaMART, LogisticRegression, RankerSpec
 from shortlist.training.comparing.reasons import PATHS, adds_up, reason
 from shortlist.training.rankers.ensemble import spread_within
 from shortlist.training.rankers.fitting import NothingToLearnError, RankingData, fit_ranker
@@ -47,6 +48,16 @@ def test_it_is_the_mean_of_the_others_in_units_of_their_spread(tmp_path: Path) -
         expected.append(alone.margin(test.matrix, test.names) / (margins - margins.mean(1, keepdims=True)).std())
     assert together.names == ("taste", "price")
     assert np.allclose(together.score(test.matrix, test.names), np.mean(expected, axis=0))
+
+
+def test_rankers_of_one_kind_share_what_a_kind_counts(tmp_path: Path) -> None:
+    trees: list[RankerSpec] = [LambdaMART(trees=20), BoostedTrees("pointwise", trees=20)]
+    together, test = load_scorer(fitted(tmp_path, LogisticRegression(), *trees)), world(4)
+    assert isinstance(together, EnsembleScorer)
+    own = {m.name: m.scorer.margin(test.matrix, test.names) / m.spread for m in together.members}
+    expected = own["logistic_regression"] / 2 + (own["lambdamart"] + own["pointwise_trees"]) / 4
+    assert np.allclose(together.score(test.matrix, test.names), expected)
+    assert adds_up(np.sum(list(together.explain(test.matrix, test.names).values()), axis=0), expected)
 
 
 def test_contributions_add_up_and_the_reason_names_its_members(tmp_path: Path) -> None:

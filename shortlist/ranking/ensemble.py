@@ -1,5 +1,7 @@
 """Several rankers as one: the mean of what they say, each on the scale of its own spread. Needs nothing but them.
 
+Rankers of one kind err alike, so each kind counts once: two sets of trees share what one linear model has for itself.
+
 A directory holds `ensemble.json`, with the spread of each member, and the members' own directories.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,15 +40,20 @@ class Member:
 
 
 class Ensemble:
-    """The mean of its members' margins, each divided by its spread; nobody rules because of a wide scale."""
+    """The mean of its members' margins, each divided by its spread: nobody rules because of a wide scale.
+
+    Members of one kind share what a kind counts.
+    """
 
     def __init__(self, members: Sequence[Member], names: Sequence[str], heads: Sequence[Head] = ()) -> None:
         self.members, self.names, self.heads = tuple(members), tuple(names), tuple(heads)
+        alike = Counter(type(member.scorer) for member in members)
+        self.factors = [1 / (len(alike) * alike[type(member.scorer)] * member.spread) for member in members]
 
     def score(self, matrix: Matrix, names: Sequence[str]) -> Floats:
-        """The mean of each row of `matrix` [features, rows], whose features are named by `names`."""
-        margins = [member.scorer.margin(matrix, names) / member.spread for member in self.members]
-        return np.asarray(np.mean(margins, axis=0))
+        """One score for each row of `matrix` [features, rows], whose features are named by `names`."""
+        margins = [member.scorer.margin(matrix, names) for member in self.members]
+        return np.asarray(np.sum([factor * one for factor, one in zip(self.factors, margins, strict=True)], axis=0))
 
     def margin(self, matrix: Matrix, names: Sequence[str]) -> Floats:
         """The score itself."""
@@ -58,9 +66,9 @@ class Ensemble:
     def explain(self, matrix: Matrix, names: Sequence[str]) -> Mapping[str, Floats]:
         """What each column, and `bias`, adds to the score, as its members explain themselves."""
         total: dict[str, Floats] = {"bias": np.zeros(matrix.shape[1])}
-        for member in self.members:
+        for member, factor in zip(self.members, self.factors, strict=True):
             for column, part in member.scorer.explain(matrix, names).items():
-                total[column] = total.get(column, 0.0) + part / (member.spread * len(self.members))
+                total[column] = total.get(column, 0.0) + factor * part
         return total
 
 

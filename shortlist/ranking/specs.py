@@ -71,9 +71,10 @@ class DeepCross:
 class Ensemble:
     """The mean of the rankers declared beside it and of the linear baseline, each on the scale of its own spread.
 
-    Rankers of different kinds err in different places, so their mean is rarely worse than the best of them
-    (Dietterich, Ensemble methods in machine learning, 2000), and less is lost where the choosing slice is too small to
-    tell which one that is. It takes as long as all of them together.
+    Rankers of different kinds err in different places, so their mean is rarely worse than the best of them (Dietterich,
+    Ensemble methods in machine learning, 2000), and less is lost where the choosing slice is too small to tell which
+    one that is. Each kind counts once: two sets of trees share what one linear model has for itself. It takes as long
+    as all of them together.
     """
 
     name: str = "ensemble"

@@ -7,6 +7,7 @@ Try a change and see what it does: `shortlist validate`, then `shortlist train`.
 from typing import Any
 
 from shortlist import (
+    BoostedTrees,
     Constraints,
     Ensemble,
     Entity,
@@ -110,6 +111,6 @@ project = Project(
             dimensions=128,  # as good as 256 on these ten thousand films, in two thirds of the time
         ),
     ],
-    # two that err in different places, and their mean, which serves
-    rankers=[LogisticRegression(), LambdaMART(), Ensemble()],
+    # three that err in different places, and their mean, which serves
+    rankers=[LogisticRegression(), LambdaMART(), BoostedTrees("pointwise"), Ensemble()],
 )
