@@ -38,7 +38,7 @@ LATEST = 0.2
 """The share of each user's positives before `Split.sources` that rankers learn from, where there are no impressions."""
 ONE_IN = 5
 """One in so many users (by hash) chooses by these positives, and the others learn from them."""
-PER_USER_LATEST, PER_USER = 8, 5
+PER_USER_LATEST, PER_USER = 4, 5
 MOST_LATEST, MOST_LEARNING, MOST_CHOOSING = 4_000, 4_000, 1_000
 """Requests without impressions, the newest: about 100 rows each to learn from, all that is retrieved to choose by."""
 REFRESH_MS = 3_600_000
