@@ -99,17 +99,18 @@ class CoVisitation:
 
 @dataclass(frozen=True)
 class LinearAutoencoder:
-    """EASE (Steck, Embarrassingly shallow autoencoders for sparse data, WWW 2019): each item as a sum of the others.
+    """Each item as a sum of others, by ridge regression on the `neighbours` that go with it most often.
 
-    For catalogues of a few thousand items that are acted on: the `most_items` most frequent ones take part, and
-    `neighbours` weights per item are kept, on average, the greatest of all. `history` is a feature that lists the
-    user's items; `ridge` is chosen on held-out actions where it is not given.
+    EASE (Steck, Embarrassingly shallow autoencoders for sparse data, WWW 2019) where these are all others; where they
+    are some, SLIM with feature selection (Ning and Karypis, ICDM 2011), as good in small catalogues and possible in
+    large ones. `history` is a feature that lists the user's items; `ridge` is chosen on held-out actions where it is
+    not given; the `most_items` most frequent items take part.
     """
 
     history: Aggregate
     ridge: float | None = None
-    most_items: int = 8_000
-    neighbours: int = 1_500
+    most_items: int = 100_000
+    neighbours: int = 200
     quota: int = 200
     name: str = "autoencoder"
 

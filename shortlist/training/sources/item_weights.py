@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg, sparse
+from scipy import sparse
 
 from shortlist.features.hashing import Hashes
 from shortlist.retrieval.models.item_weights import ItemWeights
 from shortlist.retrieval.specs import CoVisitation, GraphFilter, LinearAutoencoder
 from shortlist.training.rankers.fitting import NothingToLearnError
+from shortlist.training.sources.autoencoder import regressions
 from shortlist.training.sources.graph import PROLIFIC, PROLIFICS, SETTING, Graph
 
 Matrix = NDArray[np.float32]
@@ -187,6 +188,11 @@ class Kept(NamedTuple):
     columns: list[NDArray[np.int32]]
     values: list[NDArray[np.float32]]
 
+    @classmethod
+    def of(cls, matrix: Sparse) -> Kept:
+        """Every entry of a CSR matrix."""
+        return cls(*(np.split(entries, matrix.indptr[1:-1]) for entries in (matrix.indices, matrix.data)))
+
     def keep(self, columns: NDArray[Any], values: NDArray[np.float32], neighbours: int) -> None:
         """Append a row: so many of the weights, those that are greatest in size."""
         if len(columns) > neighbours:
@@ -269,30 +275,23 @@ def _(
         ridge = float(earlier["ridge"])
     elif ridge is None:
         exam = Exam.of(acts.most_frequent(RIDGE_ITEMS), seed)
-        found: dict[Any, NDArray[np.float64]] = {}
-        for number, each in enumerate(RIDGES):
-            step(0.5 * number / len(RIDGES))
-            weights = autoencoder(exam.learned, each)
-            found |= exam.ndcg(lambda known, of=weights, at=each: {at: known @ of}, lambda _: None)  # type: ignore[misc]
+        tried = autoencoder(exam.learned, spec.neighbours, RIDGES, lambda share: step(0.6 * share))
+
+        def scores(known: Sparse) -> Mapping[float, Matrix]:
+            return {each: (known @ of).toarray() for each, of in tried.items()}
+
+        found = exam.ndcg(scores, lambda share: step(0.6 + 0.2 * share))
         ridge = proven(found, RIDGE)
         figures = {"ndcg@20": {str(each): float(np.nanmean(values)) for each, values in found.items()}}
-    weights = autoencoder(acts.matrix(), ridge)
-    most = spec.neighbours * len(weights)
-    if most < weights.size:  # of all weights, not of each row: rows of popular items have many that matter
-        weights[np.abs(weights) < np.partition(np.abs(weights), weights.size - most, axis=None)[-most]] = 0.0
-    return _strongest(weights, len(weights)), {"ridge": ridge, **figures}
+    weights = autoencoder(acts.matrix(), spec.neighbours, [ridge], lambda share: step(0.8 + 0.2 * share))
+    return Kept.of(weights[ridge]), {"ridge": ridge, **figures}
 
 
-def autoencoder(matrix: Sparse, ridge: float) -> Matrix:
-    """EASE's weights, shape (items, items): of each item as a ridge regression on all others."""
-    gram = np.asarray((matrix.T @ matrix).toarray(), np.float64)
-    gram[np.diag_indices_from(gram)] += ridge
-    factor, _ = linalg.lapack.dpotrf(gram, lower=True, overwrite_a=True)
-    half, _ = linalg.lapack.dpotri(factor, lower=True, overwrite_c=True)  # the lower triangle of the inverse, else 0
-    scale = -np.diag(half).copy()
-    weights: Matrix = ((half + half.T) / scale).astype(np.float32)  # but for the diagonal
-    np.fill_diagonal(weights, 0.0)
-    return weights
+def autoencoder(matrix: Sparse, neighbours: int, ridges: Sequence[float], step: Share) -> Mapping[float, Sparse]:
+    """For every ridge the weights of each item as a regression on its so many nearest by co-visitation."""
+    items = matrix.shape[1]
+    near = covisits(matrix, np.arange(items), [POPULARITY], neighbours, lambda share: step(0.2 * share))
+    return regressions(matrix, near[POPULARITY].matrix(items), ridges, lambda share: step(0.2 + 0.8 * share))
 
 
 @fit_rows.register
