@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy import sparse
 
 from shortlist.events.labels import ObservedPositives
 from shortlist.events.log import MemoryLog
@@ -112,18 +111,15 @@ def test_of_some_items_the_autoencoder_is_a_regression_on_the_nearest() -> None:
         assert np.allclose(found[:, item], expected, atol=1e-5)
 
 
-def test_the_autoencoder_of_many_items_is_the_same_as_of_few() -> None:
-    """Regressions are solved some hundred at a time; where one lot ends must not matter."""
-    rng = np.random.default_rng(3)
-    pairs = np.unique(rng.integers(0, (120, 300), (2_000, 2)), axis=0)
-    matrix = sparse.csr_matrix((np.ones(len(pairs), np.float32), pairs.T), (120, 300))
-    alike = sparse.block_diag([matrix, matrix], format="csr")  # two worlds that do not know of each other
-    one, two = (autoencoder(of, 300, [5.0], lambda _: None)[5.0].toarray() for of in (matrix, alike))
-    assert np.count_nonzero(one)
-    for world in (two[:300, :300], two[300:, 300:]):
-        assert np.allclose(world, one, atol=1e-5)
-    assert not two[:300, 300:].any()
-    assert not two[300:, :300].any()
+def test_the_autoencoder_of_many_items_is_the_same_as_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a table of all pairs has no room, pairs are counted for each item."""
+    few = autoencoder(acts().matrix(), 9, [5.0, 50.0], lambda _: None)
+    monkeypatch.setattr("shortlist.training.sources.autoencoder.TABLE", 0)
+    many = autoencoder(acts().matrix(), 9, [5.0, 50.0], lambda _: None)
+    for ridge in (5.0, 50.0):
+        assert np.array_equal(many[ridge].toarray(), few[ridge].toarray())
+        assert many[ridge].nnz == 9 * 30
+    assert not np.array_equal(few[5.0].toarray(), few[50.0].toarray())
 
 
 @pytest.mark.parametrize("popularity", [0.5, 0.2, 0.0])

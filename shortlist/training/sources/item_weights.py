@@ -32,8 +32,8 @@ HELD_OUT, FEWEST, MOST_ASKED, DEPTH = 0.1, 5, 2_000, 20
 """The share of a user's actions that is held out, of users with so many at least, of so many users at most; NDCG@."""
 SURE = 1.0
 """Standard errors by which a setting must be better than the default one to be chosen."""
-RIDGE, RIDGES, RIDGE_ITEMS = 100.0, (30.0, 100.0, 300.0, 1000.0), 1_000
-"""The default ridge, those it has to beat, and the items to choose by."""
+RIDGE, RIDGES = 100.0, (30.0, 100.0, 300.0, 1000.0)
+"""The default ridge, and those that it has to beat."""
 POPULARITY, POPULARITIES = 0.5, (0.5, 0.4, 0.3, 0.2, 0.1, 0.0)
 """The exponent by which co-visitation holds back what is popular, by default, and those that it has to beat."""
 BLOCK, ASKED_AT_ONCE = 1_024, 128
@@ -274,7 +274,7 @@ def _(
     if ridge is None and earlier is not None:
         ridge = float(earlier["ridge"])
     elif ridge is None:
-        exam = Exam.of(acts.most_frequent(RIDGE_ITEMS), seed)
+        exam = Exam.of(acts, seed)
         tried = autoencoder(exam.learned, spec.neighbours, RIDGES, lambda share: step(0.6 * share))
 
         def scores(known: Sparse) -> Mapping[float, Matrix]:
