@@ -122,6 +122,13 @@ def test_the_autoencoder_of_many_items_is_the_same_as_of_few(monkeypatch: pytest
     assert not np.array_equal(few[5.0].toarray(), few[50.0].toarray())
 
 
+def test_a_ridge_that_is_lost_in_the_counts_is_refused() -> None:
+    everybody = np.repeat(np.arange(500), 3)
+    alike = Interactions.of(everybody.astype(np.uint64), np.tile(np.arange(3, dtype=np.uint64), 500), np.arange(1_500))
+    with pytest.raises(NothingToLearnError, match="a ridge of 1e-20 is lost beside the counts"):
+        fitted(LinearAutoencoder(history, ridge=1e-20), alike)
+
+
 @pytest.mark.parametrize("popularity", [0.5, 0.2, 0.0])
 def test_co_visitation_is_its_formula(popularity: float) -> None:
     matrix = acts().matrix().toarray().astype(np.float64)

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, sparse
 
+from shortlist.training.rankers.fitting import NothingToLearnError
+
 Matrix = NDArray[np.float32]
 Sparse = Any
 """A scipy CSR matrix of float32; scipy has no types."""
@@ -26,7 +28,8 @@ def regressions(
     """Of ones, shape (users, items), the weights under every ridge, (items, items): row i is what i says of others.
 
     Column j minimises |x_j - sum_i x_i w_ij|^2 + ridge |w_j|^2 over the items i that row j of `near`, a CSR matrix of
-    (items, items), has entries of: not itself, and others once.
+    (items, items), has entries of: not itself, and others once. Raises NothingToLearnError where a ridge is so small
+    that the equations have no one solution.
     """
     common, items = in_common(matrix), near.shape[0]
     weights = {ridge: np.zeros(near.nnz, np.float32) for ridge in ridges}
@@ -36,8 +39,10 @@ def regressions(
         if len(others):
             counts = common(np.append(others, item))
             for ridge, found in weights.items():
-                gram = counts[:-1, :-1] + np.float32(ridge) * np.eye(len(others), dtype=np.float32)
-                found[row] = linalg.lapack.sposv(gram, counts[:-1, -1])[1]
+                gram = counts[:-1, :-1] + ridge * np.eye(len(others))
+                _, found[row], failed = linalg.lapack.dposv(gram, counts[:-1, -1])
+                if failed:
+                    raise NothingToLearnError(f"a ridge of {ridge:g} is lost beside the counts of users; raise it")
         step(item / items)
     told = np.repeat(np.arange(items), np.diff(near.indptr))
     return {ridge: sparse.csr_matrix((found, (near.indices, told)), near.shape) for ridge, found in weights.items()}
