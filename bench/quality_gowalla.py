@@ -156,7 +156,7 @@ def choose(parts: Collection[str], found: Mapping[Shares, NDArray[np.float64]]) 
     """The share of each source: at first all have the same, then one after the other is halved, or goes.
 
     `found` is NDCG@20 of each user by every merge, on what was held out. What leaves most is lowered, until that falls
-    below the best so far by more than a standard error: a share has to prove itself. None is finer, because shares that
+    surely below the best so far (95 %, one-sided): a share has to prove itself. None is finer, because shares that
     are chosen fit the part that chose them.
     """
     shares: Shares = (SHARES[0],) * len(parts)
