@@ -44,6 +44,11 @@ def test_another_setting_has_to_prove_itself() -> None:
     first = rng.random(200)
     assert proven({"default": first, "other": first + rng.normal(0.0, 0.5, 200) * 0.01}, "default") == "default"
     assert proven({"default": first, "better": first + 0.1 + 0.1 * rng.random(200)}, "default") == "better"
+    noise = rng.normal(0.0, 0.1, 200)
+    noise -= noise.mean()
+    error = noise.std(ddof=1) / 200**0.5
+    assert proven({"default": first, "by luck": first + noise + 1.5 * error}, "default") == "default"
+    assert proven({"default": first, "surely": first + noise + 1.8 * error}, "default") == "surely"
     assert proven({"default": np.array([np.nan]), "other": np.array([np.nan])}, "default") == "default"
     assert proven({}, "default") == "default"
 
