@@ -17,7 +17,7 @@ from typing import Any
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
-    """One run in a fresh folder with an empty compilation cache; `--quick` is the same: there is nothing to leave out."""
+    """One run in a fresh folder with an empty compilation cache; `--quick` leaves nothing out."""
     data = Path(os.environ.get("SHORTLIST_DATA", "../shared/data")) / "ml-latest-small"
     if not data.is_dir():
         sys.exit(f"{data} is missing: name the folder that holds ml-latest-small in SHORTLIST_DATA")
