@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy import linalg, sparse
 
 from shortlist.training.rankers.fitting import NothingToLearnError
+from shortlist.training.sources.graph import Matrix
 
-Matrix = NDArray[np.float32]
 Sparse = Any
 """A scipy CSR matrix of float32; scipy has no types."""
 TABLE = 5_000

@@ -19,12 +19,9 @@ from shortlist.features.hashing import Hashes
 from shortlist.retrieval.models.item_weights import ItemWeights
 from shortlist.retrieval.specs import CoVisitation, GraphFilter, LinearAutoencoder
 from shortlist.training.rankers.fitting import NothingToLearnError
-from shortlist.training.sources.autoencoder import regressions
-from shortlist.training.sources.graph import PROLIFIC, PROLIFICS, SETTING, Graph
+from shortlist.training.sources.autoencoder import Sparse, regressions
+from shortlist.training.sources.graph import PROLIFIC, PROLIFICS, SETTING, Graph, Matrix
 
-Matrix = NDArray[np.float32]
-Sparse = Any
-"""A scipy CSR matrix of float32; scipy has no types."""
 Figures = Mapping[str, Any]
 Share = Callable[[float], None]
 
